@@ -1,0 +1,1 @@
+"""Star-density maps from survey images."""

@@ -1,0 +1,195 @@
+"""The 30 detectors of the survey camera: which band each one sees, and where on the sky it looks.
+
+Mosaic coordinates are pixels with the origin at the boresight; x grows with the column, y with the row. The
+numbers are those of the public target-location tool of the cycle-9 simulations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from csst_dask.errors import ChipRejected
+from csst_dask.schema import BANDS, FRAME_SHAPE
+
+PIXEL_SCALE = 0.074
+"""Side of a pixel on the sky, arcsec."""
+
+_HALF_PITCH_X = 4875
+_PITCH_Y = 10130
+_SLITLESS_SHIFT = 775
+_SHIFTED_OUT = {*range(1, 6), 10}
+_SHIFTED_IN = {*range(26, 31), 21}
+
+# Down a column of the focal plane, ids run 1..5; the columns follow each other from number 6 to number 1.
+_KINDS = (
+    "GI GV GU GU GV",
+    "y i g r GI",
+    "z NUV NUV u y",
+    "y u NUV NUV z",
+    "GI r g i y",
+    "GV GU GU GV GI",
+)
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """One detector and its place in the focal plane."""
+
+    id: int
+    """1 to 30."""
+    band: str
+    """Imaging band, or the grating GI, GV or GU."""
+    imaging: bool
+    """False for the slitless detectors."""
+    row: int
+    """1 to 5."""
+    col: int
+    """1 to 6."""
+    xc: int
+    """Centre of the detector in mosaic coordinates, pixel."""
+    yc: int
+
+
+def _spec(detector: int) -> DetectorSpec:
+    row, col = (detector - 1) % 5 + 1, 6 - (detector - 1) // 5
+    xc = _HALF_PITCH_X * (2 * (col - 1) - 5)
+    xc += _SLITLESS_SHIFT * ((detector in _SHIFTED_OUT) - (detector in _SHIFTED_IN))
+    band = _KINDS[6 - col].split()[row - 1]
+    return DetectorSpec(detector, band, band in BANDS, row, col, xc, _PITCH_Y * (row - 3))
+
+
+DETECTORS: dict[int, DetectorSpec] = {detector: _spec(detector) for detector in range(1, 31)}
+"""All 30 detectors by id."""
+
+IMAGING_DETECTORS: tuple[int, ...] = tuple(spec.id for spec in DETECTORS.values() if spec.imaging)
+"""Ids of the 18 imaging detectors."""
+
+
+def detector_spec(detector: int) -> DetectorSpec:
+    """Look a detector up.
+
+    Parameters
+    ----------
+    detector : int
+        1 to 30.
+
+    Returns
+    -------
+    DetectorSpec
+
+    Raises
+    ------
+    ChipRejected
+        If there is no such detector.
+    """
+    try:
+        return DETECTORS[detector]
+    except KeyError:
+        raise ChipRejected(
+            f"detector {detector} does not exist; expected 1 to 30: correct the file name or DETECTOR card"
+        ) from None
+
+
+def detector_band(detector: int) -> str:
+    """Band of a detector: one of `csst_dask.schema.BANDS`, or the grating GI, GV or GU.
+
+    Raises
+    ------
+    ChipRejected
+        If there is no such detector.
+    """
+    return detector_spec(detector).band
+
+
+def detector_wcs(detector: int, ra0: float, dec0: float, theta: float) -> WCS:
+    """World coordinates of a detector's assembled frame, for a pointing.
+
+    A gnomonic projection about the boresight: with s the pixel scale in degrees,
+    CD = s [[cos theta, -sin theta], [-sin theta, -cos theta]] and CRPIX = (4608 - xc, 4616 - yc).
+
+    Parameters
+    ----------
+    detector : int
+        1 to 30.
+    ra0, dec0 : float
+        Boresight, deg ICRS.
+    theta : float
+        Image rotation, deg.
+
+    Returns
+    -------
+    astropy.wcs.WCS
+        TAN, with ``array_shape`` set to `csst_dask.schema.FRAME_SHAPE`.
+
+    Raises
+    ------
+    ChipRejected
+        If there is no such detector.
+    """
+    spec = detector_spec(detector)
+    ny, nx = FRAME_SHAPE
+    cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.cunit = ["deg", "deg"]
+    wcs.wcs.radesys = "ICRS"
+    wcs.wcs.crval = [ra0, dec0]
+    wcs.wcs.crpix = [nx / 2 - spec.xc, ny / 2 - spec.yc]
+    wcs.wcs.cd = PIXEL_SCALE / 3600 * np.array([[cos, -sin], [-sin, -cos]])
+    wcs.array_shape = FRAME_SHAPE
+    wcs.wcs.set()
+    return wcs
+
+
+def frame_corners(
+    wcs: WCS, shape: tuple[int, int] = FRAME_SHAPE
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sky positions of the four outer corners of a frame.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Celestial, two axes; distortions are applied.
+    shape : (int, int)
+        Frame (ny, nx), pixel.
+
+    Returns
+    -------
+    ra, dec : (4,) float64 arrays
+        Outer pixel edges in the order (0,0), (nx,0), (nx,ny), (0,ny), deg; ra in [0, 360).
+    """
+    ny, nx = shape
+    return _sky(wcs, np.array([0.0, nx, nx, 0.0]) + 0.5, np.array([0.0, 0.0, ny, ny]) + 0.5)
+
+
+def frame_center(wcs: WCS, shape: tuple[int, int] = FRAME_SHAPE) -> tuple[float, float]:
+    """Sky position of the middle of a frame.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Celestial, two axes; distortions are applied.
+    shape : (int, int)
+        Frame (ny, nx), pixel.
+
+    Returns
+    -------
+    ra, dec : float
+        deg; ra in [0, 360).
+    """
+    ny, nx = shape
+    ra, dec = _sky(wcs, np.array([(nx + 1) / 2]), np.array([(ny + 1) / 2]))
+    return float(ra[0]), float(dec[0])
+
+
+def _sky(
+    wcs: WCS, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """FITS pixel coordinates (first pixel centre at 1) to ra in [0, 360) and dec, deg."""
+    world = wcs.all_pix2world(np.column_stack([x, y]), 1)
+    ra = np.mod(world[:, wcs.wcs.lng], 360.0)
+    return np.where(ra >= 360.0, 0.0, ra), world[:, wcs.wcs.lat]

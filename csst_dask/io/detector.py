@@ -1,0 +1,189 @@
+"""One detector image with its companions, opened: checked scalars, and pixels that are read on demand."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from csst_dask.errors import ChipRejected
+from csst_dask.instrument import detector_spec, frame_center, frame_corners
+from csst_dask.io import headers
+from csst_dask.io.astrometry import clean_wcs
+from csst_dask.io.filenames import parse_name
+from csst_dask.io.pixels import PixelSource, open_pixels
+from csst_dask.schema import FRAME_SHAPE, ChipFiles, ChipInfo, ChipKey
+
+READOUT_SHAPE = (4700, 20000)
+"""Shape (y, x) of a raw read-out frame, whose 16 strips have yet to be put together."""
+
+EXTENSIONS = {"flag": ("FLG", "DQ"), "weight": ("WHT",)}
+"""EXTNAME of flags and weights that stand in the image file itself."""
+
+
+@dataclass
+class Detector:
+    """One chip, open; a context manager. Use `read_detector` to get one."""
+
+    key: ChipKey
+    band: str
+    exptime: float
+    """Exposure time, s; NaN where unknown."""
+    mjd: float
+    """Start of the exposure, MJD; NaN where unknown."""
+    ra: float
+    """Centre of the frame, deg ICRS."""
+    dec: float
+    corner_ra: NDArray[np.float64]
+    """(4,) outer pixel edges in the order (0,0), (nx,0), (nx,ny), (0,ny), deg ICRS."""
+    corner_dec: NDArray[np.float64]
+    field: str
+    """Sky field that the exposure belongs to."""
+    wcs: WCS
+    cards: NDArray[np.uint8]
+    """(80 n,) FITS cards of the primary and the image header."""
+    shape: tuple[int, int]
+    """(ny, nx), pixel."""
+    image: PixelSource
+    flag: PixelSource | None
+    weight: PixelSource | None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What was odd about the files, though not odd enough to reject them."""
+
+    def info(self) -> ChipInfo:
+        """The scalars that the headers give; counts and pixel statistics are still unknown."""
+        return ChipInfo(
+            band=self.band,
+            exptime=self.exptime,
+            mjd=self.mjd,
+            ra=self.ra,
+            dec=self.dec,
+            corner_ra=_four(self.corner_ra),
+            corner_dec=_four(self.corner_dec),
+            field=self.field,
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in (self.image, self.flag, self.weight):
+            if source is not None:
+                source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Detector:
+    """Open the files of one chip and read its headers.
+
+    Parameters
+    ----------
+    files : ChipFiles
+        The image, and what belongs to it.
+    frame : (int, int)
+        Shape (ny, nx) that the frame must have, pixel.
+
+    Returns
+    -------
+    Detector
+        A context manager; pixels are read when asked for.
+
+    Raises
+    ------
+    ChipRejected
+        If the detector does not exist or is slitless, a file is damaged, a frame has another shape than
+        `frame`, flags are not integers, or there is no usable WCS.
+    OSError
+        If the file system fails; trying again may help.
+    """
+    spec = detector_spec(files.key.detector)
+    if not spec.imaging:
+        raise ChipRejected(
+            f"detector {spec.id} is not an imaging detector (grating {spec.band}); leave its files out"
+        )
+    with ExitStack() as stack:
+        image = stack.enter_context(open_pixels(files.image))
+        _check_shape(image, frame, "image")
+        flag = _companion(stack, files.flag, image, frame, "flag")
+        weight = _companion(stack, files.weight, image, frame, "weight")
+        if flag is not None and flag.dtype.kind not in "ui":
+            raise ChipRejected(
+                f"{flag.path} holds {flag.dtype.name} flags, expected unscaled integers; write it again"
+            )
+        detector = _describe(files, image, flag, weight)
+        stack.pop_all()
+    return detector
+
+
+def _companion(
+    stack: ExitStack, path: str | None, image: PixelSource, frame: tuple[int, int], what: str
+) -> PixelSource | None:
+    """Flag or weight from its own file, else from the extension of the image file that is named so."""
+    names: tuple[str, ...] = ()
+    if path is None:
+        path, names = image.path, EXTENSIONS[what]
+        if not set(names) & set(image.others):
+            return None
+    source = stack.enter_context(open_pixels(path, names))
+    _check_shape(source, frame, what)
+    return source
+
+
+def _check_shape(source: PixelSource, frame: tuple[int, int], what: str) -> None:
+    if source.shape != frame:
+        hint = "assemble the raw read-out first" if source.shape == READOUT_SHAPE else "leave it out"
+        raise ChipRejected(
+            f"{source.path} is a {what} of {source.shape[0]} x {source.shape[1]} pixels (y, x), "
+            f"expected {frame[0]} x {frame[1]}; {hint}"
+        )
+
+
+def _describe(
+    files: ChipFiles, image: PixelSource, flag: PixelSource | None, weight: PixelSource | None
+) -> Detector:
+    header, primary, key = image.header, image.primary, files.key
+    name = parse_name(files.image)
+    wcs = clean_wcs(header, image.shape, primary=primary, detector=key.detector)
+    band, note = headers.read_band(header, primary, key.detector, name.filter if name else "")
+    ra, dec = frame_center(wcs, image.shape)
+    corner_ra, corner_dec = frame_corners(wcs, image.shape)
+    exptime = headers.read_exptime(header, primary)
+    notes = [note] if note else []
+    if flag is None:
+        notes.append("no flags: only non-finite pixels are masked")
+    unused = [name for name in image.others if not any(name in names for names in EXTENSIONS.values())]
+    if unused:
+        notes.append(f"further images of the file are not used: {', '.join(unused)}")
+    if not np.isfinite(exptime):
+        notes.append("no exposure time in the header")
+    return Detector(
+        key=key,
+        band=band,
+        exptime=exptime,
+        mjd=headers.read_mjd(header, primary),
+        ra=ra,
+        dec=dec,
+        corner_ra=corner_ra,
+        corner_dec=corner_dec,
+        field=headers.read_field(header, primary, ra, dec),
+        wcs=wcs,
+        cards=headers.card_bytes(header, primary),
+        shape=image.shape,
+        image=image,
+        flag=flag,
+        weight=weight,
+        notes=notes,
+    )
+
+
+def _four(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    a, b, c, d = (float(value) for value in values)
+    return a, b, c, d

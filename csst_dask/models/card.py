@@ -1,0 +1,54 @@
+"""The model card: what a reader must know before using a set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csst_dask.models.weights import write_atomically
+
+
+def write_model_card(
+    path: str | Path,
+    metadata: Mapping[str, Any],
+    *,
+    data: str,
+    split: str,
+    metrics: Mapping[str, tuple[float, float]],
+    command: str,
+    limits: str,
+    checksum: str = "",
+) -> None:
+    """Write a model card in Markdown.
+
+    Parameters
+    ----------
+    path : path
+        Replaced if it exists.
+    metadata : mapping
+        Of the weights: ``task``, ``arch``, ``inputs``, ``channels`` and ``bands`` are shown.
+    data, split : str
+        What it learned from, and how the chips were divided; sentences.
+    metrics : mapping of str to (value, standard error)
+        On chips of fields that it has not seen.
+    command : str
+        What trains it again.
+    limits : str
+        Where it should not be trusted; sentences.
+    checksum : str
+        SHA-256 of the weights.
+    """
+    rows = [f"| {name} | {value:.4g} | {error:.2g} |" for name, (value, error) in metrics.items()]
+    bands = ", ".join(metadata["bands"])
+    lines = [
+        f"# {str(metadata['task']).capitalize()} ({metadata['arch']})",
+        "",
+        f"Inputs `{metadata['inputs']}` ({metadata['channels']} channels); bands {bands}.",
+        *([f"SHA-256 `{checksum}`."] if checksum else []),
+        *["", "## Data", "", data, "", "## Split", "", split],
+        *["", "## On unseen fields", "", "| metric | value | standard error |", "|---|---|---|", *rows],
+        *["", "## Limits", "", limits],
+        *["", "## Train it again", "", f"    {command}", ""],
+    ]
+    write_atomically(path, "\n".join(lines).encode())

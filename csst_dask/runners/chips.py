@@ -1,0 +1,216 @@
+"""What a task does with one chip: rows of pixels in, a chip of the store and a record out. No cluster needed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csst_dask.config import Config
+from csst_dask.errors import ChipRejected
+from csst_dask.instrument.flags import mask_table
+from csst_dask.io.detector import Detector, read_detector
+from csst_dask.io.truth import read_truth
+from csst_dask.preprocess import FrameSums, Reduced, kernels
+from csst_dask.preprocess.reduce import sky_of_sample
+from csst_dask.schema import ChipFiles, ChipInfo, ChipResult, Mask
+from csst_dask.simulation.exposure import Exposure, Renderer
+from csst_dask.simulation.product import chip_info, chip_key, make_headers, write_chip
+from csst_dask.store.codecs import quantisation_step, quantise
+from csst_dask.store.survey import ChipWriter
+
+BLOCK_ROWS = 48
+"""Rows that are read, masked and summed at a time: they stay in the second-level cache."""
+
+Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
+"""Raw image, flags and weights of rows [y0, y1); valid until the next call."""
+
+
+class PixelPass:
+    """One pass over a frame's rows: mask, sum, and write, in buffers that are used again for every chip.
+
+    Parameters
+    ----------
+    config : Config
+        Sections ``ingest`` and ``mask``.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.table = mask_table(config.mask.flag_bits)
+        self.invalid = config.mask.invalid_bits
+        self._image = np.empty((0, 0), np.float32)
+        self._mask = np.empty((0, 0), np.uint8)
+
+    def run(self, rows: Rows, writer: ChipWriter | None) -> Reduced:
+        """Reduce a frame, and write it where there is a writer.
+
+        Parameters
+        ----------
+        rows : callable
+            Raw rows of the frame.
+        writer : ChipWriter or None
+
+        Returns
+        -------
+        Reduced
+        """
+        (ny, nx), sums = self.config.ingest.frame, FrameSums(self.config.ingest.frame)
+        band = (writer.band_rows if writer else None) or BLOCK_ROWS
+        if self._image.shape != (band, nx):
+            self._image, self._mask = np.empty((band, nx), np.float32), np.empty((band, nx), np.uint8)
+        step = 0.0
+        if writer is not None and self.config.ingest.pixels == "quantised":
+            step = quantisation_step(_sky_sigma(rows, (ny, nx)))
+        for y0 in range(0, ny, band):
+            stop = min(y0 + band, ny)
+            for y in range(y0, stop, BLOCK_ROWS):
+                end = min(y + BLOCK_ROWS, stop)
+                image, mask = self._image[y - y0 : end - y0], self._mask[y - y0 : end - y0]
+                self._decode(rows(y, end), image, mask)
+                quantise(image, step)
+                sums.add(image, mask, invalid=self.invalid, y0=y)
+            if writer is not None and writer.band_rows is not None:
+                writer.write_pixels(y0, self._image[: stop - y0], self._mask[: stop - y0])
+        return sums.finish()
+
+    def _decode(self, raw: tuple[NDArray, NDArray | None, NDArray | None], image: NDArray, mask: NDArray) -> None:
+        pixels, flags, weights = raw
+        flags = None if flags is None else np.ascontiguousarray(flags, np.uint16)
+        kernels.decode_rows(
+            _bits(pixels), flags, None if weights is None else _bits(weights), self.table,
+            np.uint8(Mask.NONFINITE), np.uint8(Mask.BAD), image, mask,
+        )  # fmt: skip
+
+
+def _bits(pixels: NDArray) -> NDArray:
+    """Rows as the compiled code takes them: native float32, or the bits of big-endian float32."""
+    if pixels.dtype == np.dtype(">f4"):
+        return pixels.view(np.uint32)
+    return np.ascontiguousarray(pixels, np.float32)
+
+
+def _sky_sigma(rows: Rows, shape: tuple[int, int]) -> float:
+    picked = [rows(y, y + 1)[0][0, ::4].astype(np.float32) for y in range(8, shape[0], 64)]
+    return sky_of_sample(np.stack(picked))[1] if picked else 0.0
+
+
+@lru_cache(maxsize=2)
+def _pixel_pass(config: Config, thread: int) -> PixelPass:
+    return PixelPass(config)
+
+
+@lru_cache(maxsize=2)
+def _renderer(shape: tuple[int, int], thread: int) -> Renderer:
+    return Renderer(shape)
+
+
+def _complete(info: ChipInfo, reduced: Reduced) -> ChipInfo:
+    """Check the statistics and add them to what the headers gave."""
+    if reduced.n_valid == 0:
+        raise ChipRejected("no valid pixel: all are flagged or not finite; check the flag file and the image")
+    if not reduced.pixel_std > 0:
+        raise ChipRejected(f"constant image: every valid pixel is {reduced.pixel_mean:g}; expected noise")
+    if not np.isfinite(reduced.pixel_std):
+        raise ChipRejected("pixel values are too large to be counts (their squares overflow); check the image")
+    return replace(
+        info,
+        pixel_mean=reduced.pixel_mean,
+        pixel_std=reduced.pixel_std,
+        n_valid=reduced.n_valid,
+        sky_level=reduced.sky_level,
+        sky_sigma=reduced.sky_sigma,
+    )
+
+
+def ingest_chip(files: ChipFiles, row: int, store: str, config: Config) -> ChipResult:
+    """Read, mask, reduce and store one chip.
+
+    Parameters
+    ----------
+    files : ChipFiles
+    row : int
+        The chip's row in the store.
+    store : str
+    config : Config
+
+    Returns
+    -------
+    ChipResult
+        Done with its scalars, or rejected with the reason.
+    """
+    start = time.perf_counter()
+    try:
+        with read_detector(files, tuple(config.ingest.frame)) as detector:
+            info, notes = detector.info(), list(detector.notes)
+            writer = ChipWriter(store, row)
+            reduced = _pixel_pass(config, _thread()).run(_rows_of(detector), writer)
+            info = _complete(info, reduced)
+            writer.write_maps(reduced.maps, detector.cards)
+        if files.truth and config.ingest.truth:
+            counts = read_truth(files.truth, files.key, info.band, tuple(config.ingest.frame))
+            info = replace(info, n_star=counts.n_star, n_bright=counts.n_bright)
+            notes += [counts.note] if counts.note else []
+    except ChipRejected as error:
+        return ChipResult(files.key, "rejected", str(error))
+    except FileNotFoundError as error:
+        return ChipResult(files.key, "rejected", f"file has gone: {error.filename}")
+    return ChipResult(files.key, "done", "; ".join(notes), info, {"ingest": time.perf_counter() - start})
+
+
+def _rows_of(detector: Detector) -> Rows:
+    def rows(y0: int, y1: int) -> tuple[NDArray, NDArray | None, NDArray | None]:
+        flags = detector.flag.read_rows(y0, y1) if detector.flag else None
+        weights = detector.weight.read_rows(y0, y1) if detector.weight else None
+        return detector.image.read_rows(y0, y1), flags, weights
+
+    return rows
+
+
+def simulate_to_store(exposure: Exposure, detector: int, row: int, store: str, config: Config) -> ChipResult:
+    """Render one chip, reduce it in memory and store it.
+
+    Parameters and return value are those of `ingest_chip`, with the chip's exposure and detector for its files.
+    """
+    start = time.perf_counter()
+    chip = _renderer(tuple(config.ingest.frame), _thread()).render(exposure, detector)
+    rendered = time.perf_counter()
+    writer = ChipWriter(store, row)
+    reduced = _pixel_pass(config, _thread()).run(
+        lambda y0, y1: (chip.image[y0:y1], chip.flags[y0:y1], None), writer
+    )
+    primary, image = make_headers(chip)
+    cards = np.frombuffer((primary.tostring(endcard=False) + image.tostring(endcard=False)).encode(), np.uint8)
+    writer.write_maps(reduced.maps, cards)
+    seconds = {"render": rendered - start, "store": time.perf_counter() - rendered}
+    try:
+        return ChipResult(chip_key(exposure, detector), "done", "", _complete(chip_info(chip), reduced), seconds)
+    except ChipRejected as error:
+        return ChipResult(chip_key(exposure, detector), "rejected", str(error))
+
+
+def simulate_to_files(exposure: Exposure, detector: int, folder: str, config: Config) -> tuple[ChipFiles, int, int]:
+    """Render one chip and write its files.
+
+    Returns
+    -------
+    files : ChipFiles
+    n_star, n_bright : int
+        Truth.
+    """
+    from pathlib import Path
+
+    chip = _renderer(tuple(config.ingest.frame), _thread()).render(exposure, detector)
+    return write_chip(chip, Path(folder)), chip.n_star, chip.n_bright
+
+
+def _thread() -> int:
+    """Buffers belong to one thread of one process."""
+    import threading
+
+    return hash((os.getpid(), threading.get_ident()))

@@ -1,0 +1,114 @@
+"""Connect to a Dask cluster, or start one of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dask
+from distributed import Client, LocalCluster, get_client
+
+from csst_dask.config import ClusterConfig
+from csst_dask.errors import ConfigError
+
+# glibc gives memory back so eagerly by default that big buffers cost a page fault a page on every task
+_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+_SETTINGS = {
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _ENVIRONMENT.items()},
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+}
+
+
+def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **settings: object) -> Client:
+    """Connect to the cluster of the configuration.
+
+    Parameters
+    ----------
+    config : ClusterConfig, optional
+        An address or scheduler file joins a running cluster; otherwise one worker process per core is started here,
+        and ends with the client.
+    quiet : bool
+        Do not print where the work goes.
+    **settings
+        Fields of `ClusterConfig`, instead of ``config``.
+
+    Returns
+    -------
+    distributed.Client
+
+    Raises
+    ------
+    ConfigError
+        If the scheduler cannot be reached or a setting is wrong.
+    """
+    from csst_dask.config import build_config
+
+    config = config or build_config({"cluster": settings}, "connect()").cluster
+    if config.scheduler or config.scheduler_file:
+        client = _join(config)
+        why = "joined the scheduler that was named"
+    else:
+        dask.config.set(_SETTINGS)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = config.workers or cores
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=config.dashboard,
+            silence_logs=40,
+        )
+        client = Client(cluster)
+        _close_cluster_with(client, cluster)
+        why = f"local cluster of {workers} worker process{'es' if workers > 1 else ''}, no GPU worker asked for"
+    if not quiet:
+        print(f"Dask: {why}; dashboard {client.dashboard_link}", flush=True)
+    return client
+
+
+def _join(config: ClusterConfig) -> Client:
+    try:
+        if config.scheduler_file:
+            if not config.scheduler_file.exists():
+                raise ConfigError(
+                    f"cluster.scheduler_file: {config.scheduler_file} does not exist; start 'dask scheduler "
+                    "--scheduler-file FILE' first, and wait for the file"
+                )
+            return Client(scheduler_file=str(config.scheduler_file), timeout="30s")
+        return Client(config.scheduler, timeout="30s")
+    except (OSError, TimeoutError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        where = config.scheduler or config.scheduler_file
+        raise ConfigError(f"cluster: no scheduler answers at {where} ({error}); check the address") from None
+
+
+def _close_cluster_with(client: Client, cluster: LocalCluster) -> None:
+    close = client.close
+
+    def close_both(*args: object, **kwargs: object) -> object:
+        result = close(*args, **kwargs)
+        if not client.asynchronous:
+            cluster.close(timeout=10)
+        return result
+
+    client.close = close_both  # type: ignore[method-assign]
+
+
+@contextmanager
+def current_client(client: Client | None = None) -> Iterator[Client]:
+    """The client given, else the one in use, else one of a local cluster that ends with the block."""
+    if client is None:
+        try:
+            client = get_client()
+        except ValueError:
+            own = connect()
+            try:
+                yield own
+            finally:
+                own.close()
+            return
+    yield client

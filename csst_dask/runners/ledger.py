@@ -1,0 +1,177 @@
+"""The client's side of a store: which chips have rows, what became of them, and what is still to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zarr
+
+from csst_dask.config import Config
+from csst_dask.schema import ChipFiles, ChipKey, ChipResult
+from csst_dask.store import survey as store
+
+FLUSH_SECONDS = 5.0
+FLUSH_RESULTS = 256
+
+
+@dataclass
+class Summary:
+    """What a runner did."""
+
+    done: int = 0
+    rejected: int = 0
+    failed: int = 0
+    """Left pending: a task failed in an unforeseen way; the next run tries again."""
+    skipped: int = 0
+    """Finished by an earlier run."""
+    files: int = 0
+    """Inputs that gave no chip."""
+    seconds: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def exit_status(self) -> int:
+        """0 all done, 3 some inputs rejected, 1 something unexpected."""
+        return 1 if self.failed else 3 if self.rejected or self.files else 0
+
+
+class Ledger:
+    """Rows and status of the chips of one store.
+
+    Parameters
+    ----------
+    path : str
+        Store; created where there is none.
+    config : Config
+    keep_mask : bool
+        Whether a new store has a mask.
+    """
+
+    def __init__(self, path: str, config: Config, *, keep_mask: bool = True):
+        self.path = path
+        if store.exists(path):
+            store.check_same_format(path, config.ingest, config.mask)
+        else:
+            store.create_survey(path, config.ingest, config.mask, keep_mask=keep_mask)
+        self.rows = store.chip_rows(path)
+        self._results: list[ChipResult] = []
+        self._last_flush = time.monotonic()
+
+    def to_do(self, chips: Sequence[tuple[ChipKey, str, str]]) -> tuple[list[tuple[ChipKey, int]], int]:
+        """Give new chips rows and say which ones still need work.
+
+        A rejected chip is tried again when its files have changed.
+
+        Parameters
+        ----------
+        chips : sequence of (ChipKey, source, source_id)
+            What the survey should hold, and what identifies the bytes it comes from.
+
+        Returns
+        -------
+        list of (ChipKey, row)
+            Chips to work on, in the order given.
+        skipped : int
+            Chips that need nothing.
+        """
+        new = [chip for chip in chips if chip[0] not in self.rows]
+        if new:
+            rows = store.allocate(self.path, [key for key, _, _ in new])
+            self.rows.update(zip((key for key, _, _ in new), rows, strict=True))
+        scalars = store.open_scalars(self.path)
+        status, known = scalars["status"].values, scalars["source_id"].values
+        todo, changed = [], []
+        for key, source, source_id in chips:
+            row = self.rows[key]
+            if status[row] == "pending" or (status[row] == "rejected" and known[row] != source_id):
+                todo.append((key, row))
+                changed.append((row, source, source_id))
+        if changed:
+            store.write_columns(
+                zarr.open_group(self.path, mode="r+"),
+                [row for row, _, _ in changed],
+                {
+                    "source": np.array([source for _, source, _ in changed], dtype=object),
+                    "source_id": np.array([source_id for _, _, source_id in changed], dtype=object),
+                },
+            )
+        return todo, len(chips) - len(todo)
+
+    def record(self, result: ChipResult) -> None:
+        """Note a result; written in blocks."""
+        self._results.append(result)
+        if len(self._results) >= FLUSH_RESULTS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been noted."""
+        results, self._results = self._results, []
+        store.write_results(self.path, [self.rows[result.key] for result in results], results)
+        self._last_flush = time.monotonic()
+
+    def supersede(self) -> int:
+        """Mark older versions of an exposure and detector whose newer one is done.
+
+        Returns
+        -------
+        int
+            Chips newly marked.
+        """
+        scalars = store.open_scalars(self.path)
+        status = scalars["status"].values
+        newest: dict[tuple[str, int], int] = {}
+        done = {key: row for key, row in self.rows.items() if status[row] == "done"}
+        for key in done:
+            pair = (key.obs_id, key.detector)
+            newest[pair] = max(newest.get(pair, -1), key.version)
+        old = [
+            (row, newest[(key.obs_id, key.detector)])
+            for key, row in done.items()
+            if key.version < newest[(key.obs_id, key.detector)]
+        ]
+        if old:
+            group = zarr.open_group(self.path, mode="r+")
+            rows = [row for row, _ in old]
+            why = np.array([f"superseded by version {version}" for _, version in old], dtype=object)
+            store.write_columns(group, rows, {"reason": why})
+            store.write_columns(group, rows, {"status": np.array(["superseded"] * len(old), dtype=object)})
+        return len(old)
+
+    def consume(self, outcomes: Iterable[tuple[Any, Any]], summary: Summary, progress: Any = None) -> None:
+        """Record the outcomes of tasks whose name is a chip key, and count them."""
+        from csst_dask.runners.window import Failure
+
+        try:
+            for task, result in outcomes:
+                if isinstance(result, Failure):
+                    summary.failed += 1
+                    summary.reasons[result.reason] += 1
+                    result = ChipResult(task.key, "pending", f"failed, will be tried again: {result.reason}")
+                elif result.status == "done":
+                    summary.done += 1
+                else:
+                    summary.rejected += 1
+                    summary.reasons[result.reason] += 1
+                self.record(result)
+                if progress is not None:
+                    progress(str(result.key), result.status, result.reason)
+        finally:
+            self.flush()
+
+
+def identity(files: ChipFiles) -> str:
+    """Size and modification time of a chip's files, as one text."""
+    parts = []
+    for path in files.paths():
+        try:
+            found = os.stat(path)
+            parts.append(f"{found.st_size}:{found.st_mtime_ns}")
+        except OSError:
+            parts.append("gone")
+    return " ".join(parts)

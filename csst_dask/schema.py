@@ -1,0 +1,147 @@
+"""The words that every stage shares: names, classes, bits, and the small records that pass between stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FRAME_SHAPE = (9232, 9216)
+"""Shape (y, x) of an assembled CSST imaging frame, pixel."""
+
+REDUCED_SHAPE = (224, 224)
+"""Shape (iy, ix) of the reduced maps."""
+
+CHANNELS = ("mean", "valid", "std", "max", "point", "point_valid")
+"""Reduced maps, in the order of the ``channel`` dimension."""
+
+BANDS = ("NUV", "u", "g", "r", "i", "z", "y")
+"""Imaging bands from blue to red."""
+
+CLASS_EDGES = (1, 100, 1_000, 10_000, 100_000)
+"""Least ``n_star`` of density classes 1 to 5; fewer than the first is class 0."""
+
+N_CLASSES = len(CLASS_EDGES) + 1
+
+CLASS_LABELS = ("0", "1-99", "100-999", "1e3-9999", "1e4-99999", ">=1e5")
+
+BRIGHT_LIMIT = 23.5
+"""A bright star is brighter than this magnitude (AB) in the chip's own band."""
+
+STAR_LIMIT = 26.5
+"""The simulator's catalogue ends at this g magnitude (AB), for every band."""
+
+STATUSES = ("pending", "done", "rejected", "superseded")
+
+ROUTES = ("invalid", "crowded", "review", "sparse", "standard")
+"""What the pipeline should do next, by falling precedence."""
+
+ROUTE_FLAGS = {name: 1 << bit for bit, name in enumerate(ROUTES)}
+"""CF flag bit of each route in ``route_flags``."""
+
+
+class Mask(IntFlag):
+    """Bits of the stored ``mask``, one byte a pixel."""
+
+    NONFINITE = 1
+    BAD = 2
+    HOT = 4
+    SATURATED = 8
+    COSMIC_RAY = 16
+    TRAIL = 32
+    GHOST = 64
+    NOT_OBSERVED = 128
+
+
+MASK_MEANINGS = tuple(bit.name.lower() for bit in Mask if bit.name)
+"""CF ``flag_meanings`` of ``mask``, in the order of its bits."""
+
+
+def density_class(n_star: ArrayLike) -> NDArray[np.int8]:
+    """Density class of a star count.
+
+    Parameters
+    ----------
+    n_star : array_like of int
+        Stars on a frame; a negative count is an unknown one.
+
+    Returns
+    -------
+    int8 array
+        0 to 5 by `CLASS_EDGES`, -1 where the count is unknown.
+    """
+    counts = np.asarray(n_star)
+    classes = np.searchsorted(np.asarray(CLASS_EDGES), counts, side="right")
+    return np.where(counts < 0, -1, classes).astype(np.int8)
+
+
+@dataclass(frozen=True, order=True)
+class ChipKey:
+    """Identity of one detector image: exposure, detector and version of the data reduction."""
+
+    obs_id: str
+    """Exposure, 9 to 14 digits."""
+    detector: int
+    """1 to 30."""
+    version: int = 0
+    """``V01`` is 1; 0 where the name carries none."""
+
+    def __str__(self) -> str:
+        return f"{self.obs_id}-{self.detector:02d}" + (f"-V{self.version:02d}" if self.version else "")
+
+
+@dataclass(frozen=True)
+class ChipFiles:
+    """The files that belong to one chip."""
+
+    key: ChipKey
+    image: str
+    weight: str | None = None
+    flag: str | None = None
+    truth: str | None = None
+
+    def paths(self) -> tuple[str, ...]:
+        """All files that exist for this chip, the image first."""
+        return tuple(path for path in (self.image, self.weight, self.flag, self.truth) if path)
+
+
+@dataclass(frozen=True)
+class ChipInfo:
+    """What a task reports about one chip: the store's scalars of it and nothing larger."""
+
+    band: str
+    exptime: float
+    """Exposure time, s."""
+    mjd: float
+    """Start of the exposure, MJD; NaN where unknown."""
+    ra: float
+    """Centre of the frame, deg ICRS."""
+    dec: float
+    corner_ra: tuple[float, float, float, float]
+    """Outer pixel edges in the order (0,0), (nx,0), (nx,ny), (0,ny), deg ICRS."""
+    corner_dec: tuple[float, float, float, float]
+    field: str
+    """Sky field that the exposure belongs to."""
+    n_star: int = -1
+    n_bright: int = -1
+    pixel_mean: float = float("nan")
+    pixel_std: float = float("nan")
+    n_valid: int = 0
+    sky_level: float = float("nan")
+    sky_sigma: float = float("nan")
+
+
+@dataclass(frozen=True)
+class ChipResult:
+    """Outcome of one chip's task: a ledger row."""
+
+    key: ChipKey
+    status: str
+    """``done`` or ``rejected``."""
+    reason: str = ""
+    """Why it was rejected, or what was noted about an accepted one."""
+    info: ChipInfo | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage, s."""

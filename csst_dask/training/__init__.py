@@ -1,0 +1,7 @@
+"""From a survey store with truth to a trained network."""
+
+from csst_dask.training.finish import FitResult
+from csst_dask.training.fit import fit
+from csst_dask.training.samples import Samples, Split, load_samples, split_by_field
+
+__all__ = ["FitResult", "Samples", "Split", "fit", "load_samples", "split_by_field"]

@@ -1,0 +1,79 @@
+"""One file from which a killed training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csst_dask.errors import ConfigError
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, so that a reader sees the old one or the whole new one.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced if it exists; its folder is made.
+    state : dict
+        Tensors and plain values only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    passing = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        torch.save(state, passing)
+        passing.replace(path)
+    finally:
+        passing.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Read the checkpoint of this very training.
+
+    Parameters
+    ----------
+    path : Path
+    fingerprint : str
+        Of task, settings and data; must equal the one that is stored.
+
+    Returns
+    -------
+    dict or None
+        None if there is no checkpoint yet.
+
+    Raises
+    ------
+    ConfigError
+        If the checkpoint cannot be read or belongs to another training.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["fingerprint"]
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ConfigError(f"the checkpoint {path} cannot be read: {error}; delete it to start anew") from None
+    if found != fingerprint:
+        raise ConfigError(
+            f"{path.parent} holds a training with another task, configuration or data; choose another "
+            "folder, or delete it to start anew"
+        )
+    return state
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of torch's global generators that a training on ``device`` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `random_state` took; a GPU's state is left alone where the checkpoint has none."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,204 @@
+"""Chips with truth, and their division into sets that share no patch of sky."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from csst_dask.errors import ConfigError
+from csst_dask.preprocess.inputs import SCALARS
+from csst_dask.schema import BANDS, CHANNELS, N_CLASSES, density_class
+
+SEPARATION = 1.5
+"""Chips of different sets are farther apart than this, deg."""
+
+FRACTIONS = (0.8, 0.1, 0.1)
+"""Shares of training, validation and test chips (paper, table 2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Chips with truth, in memory."""
+
+    reduced: NDArray[np.float32]
+    """(n, 6, iy, ix) reduced maps, e-/s."""
+    scalars: dict[str, NDArray[np.float64]]
+    """(n,) each of `preprocess.inputs.SCALARS`."""
+    band: NDArray[np.str_]
+    n_star: NDArray[np.int64]
+    n_bright: NDArray[np.int64]
+    """-1 where unknown."""
+    field: NDArray[np.str_]
+    ra: NDArray[np.float64]
+    """Centre of the chip, deg ICRS."""
+    dec: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.n_star)
+
+    @property
+    def density_class(self) -> NDArray[np.int8]:
+        """(n,) class 0 to 5."""
+        return density_class(self.n_star)
+
+    def split(self, seed: int = 0) -> Split:
+        """Divide by sky field with `split_by_field`."""
+        return split_by_field(self.field, self.density_class, self.ra, self.dec, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of each set, sorted."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def load_samples(store: str | Path, bands: tuple[str, ...] = BANDS) -> Samples:
+    """Read the chips of a survey store that are done and have truth.
+
+    Parameters
+    ----------
+    store : path
+        Survey store.
+    bands : tuple of str
+        Bands to take.
+
+    Returns
+    -------
+    Samples
+        In the order of the store; 1.2 MB a chip.
+
+    Raises
+    ------
+    ConfigError
+        If the store cannot be opened, is of another kind, or has no such chip.
+    """
+    try:
+        survey = xr.open_zarr(str(store), consolidated=False, chunks=None)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"cannot open the survey store {store}: {error}; check the path") from None
+    needed = ("reduced", "status", "band", "n_star", "n_bright", "field", "ra", "dec", *SCALARS)
+    missing = [name for name in needed if name not in survey.variables]
+    if missing or survey["reduced"].shape[1:2] != (len(CHANNELS),):
+        what = f"it lacks {', '.join(missing)}" if missing else f"its channels are not {', '.join(CHANNELS)}"
+        raise ConfigError(f"{store} is not a survey store of this package: {what}; name another one")
+    small = {name: survey[name].values for name in needed if name != "reduced"}
+    band, field, status = (np.array(small[name].tolist(), str) for name in ("band", "field", "status"))
+    wanted = (status == "done") & (small["n_star"] >= 0) & np.isin(band, bands)
+    rows = np.flatnonzero(wanted)
+    if not len(rows):
+        raise ConfigError(
+            f"{store} has no chip that is done, has a truth count and lies in the bands {', '.join(bands)} "
+            f"({len(wanted)} chips in all); ingest with truth catalogues or simulate with --store"
+        )
+    reduced = np.empty((len(rows), *survey["reduced"].shape[1:]), np.float32)
+    for start in range(0, len(rows), 256):
+        block = rows[start : start + 256]
+        reduced[start : start + len(block)] = survey["reduced"].isel(chip=block).values
+    return Samples(
+        reduced=reduced,
+        scalars={name: small[name][rows].astype(np.float64) for name in SCALARS},
+        band=band[rows],
+        field=field[rows],
+        **{name: small[name][rows].astype(np.int64) for name in ("n_star", "n_bright")},
+        **{name: small[name][rows].astype(np.float64) for name in ("ra", "dec")},
+    )
+
+
+def split_by_field(
+    fields: ArrayLike,
+    classes: ArrayLike,
+    ra: ArrayLike,
+    dec: ArrayLike,
+    *,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    separation: float = SEPARATION,
+) -> Split:
+    """Divide chips into training, validation and test sets without a shared field.
+
+    Fields of which any two positions lie within ``separation`` form one group, and a group goes to one set as
+    a whole: the largest first, each to the set whose class counts it brings closest to their goal.
+
+    Parameters
+    ----------
+    fields : (n,) array_like of str
+        Field of each chip.
+    classes : (n,) array_like of int
+        Density class of each chip, 0 to 5.
+    ra, dec : (n,) array_like of float
+        Position that stands for the chip (its own centre, or that of its field), deg ICRS.
+    seed : int
+        Breaks ties between groups of one size.
+    fractions : tuple of float
+        Shares of the three sets; positive.
+    separation : float
+        deg.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than three separate groups.
+    """
+    names, field = np.unique(np.asarray(fields).astype(str), return_inverse=True)
+    group = _groups(field, len(names), np.asarray(ra, float), np.asarray(dec, float), separation)[field]
+    n_groups = int(group.max(initial=-1)) + 1
+    if n_groups < 3:
+        raise ConfigError(
+            f"{len(names)} fields form {n_groups} group(s) more than {separation} deg apart; three sets "
+            "need at least 3: add exposures elsewhere on the sky"
+        )
+    counts = np.zeros((n_groups, N_CLASSES))
+    np.add.at(counts, (group, np.asarray(classes, int)), 1)
+    home = _assign(counts, np.asarray(fractions) / np.sum(fractions), np.random.default_rng(seed))
+    return Split(*(np.flatnonzero(home[group] == part) for part in range(3)))
+
+
+def _groups(field: NDArray, n_fields: int, ra: NDArray, dec: NDArray, separation: float) -> NDArray[np.int64]:
+    """Group of each field: connected components of the graph of fields that come too close."""
+    root = np.arange(n_fields)
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    x, y = np.cos(np.radians(dec)) * np.cos(np.radians(ra)), np.cos(np.radians(dec)) * np.sin(np.radians(ra))
+    unit = np.stack([x, y, np.sin(np.radians(dec))], axis=1)
+    chord2 = (2 * np.sin(np.radians(separation) / 2)) ** 2
+    for start in range(0, len(unit), 512):
+        block = unit[start : start + 512]
+        near = sum((block[:, None, k] - unit[None, :, k]) ** 2 for k in range(3)) <= chord2
+        one, other = np.nonzero(near)
+        pairs = np.unique(np.stack([field[start + one], field[other]]), axis=1)
+        for a, b in pairs.T[pairs[0] != pairs[1]]:
+            root[find(a)] = find(b)
+    return np.unique([find(i) for i in range(n_fields)], return_inverse=True)[1]
+
+
+def _assign(counts: NDArray, shares: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Set of each group: greedy, the largest group first, least squared distance of the class counts."""
+    goal = shares[:, None] * counts.sum(axis=0)
+    weight = 1 / np.maximum(counts.sum(axis=0), 1)
+    have = np.zeros_like(goal)
+    home = np.zeros(len(counts), np.int64)
+    order = np.lexsort([rng.permutation(len(counts)), -counts.sum(axis=1)])
+    for group in order:
+        gain = ((have + counts[group] - goal) ** 2 - (have - goal) ** 2) @ weight
+        home[group] = np.argmin(gain)
+        have[home[group]] += counts[group]
+    for empty in np.flatnonzero(np.bincount(home, minlength=3) == 0):
+        rich = np.argmax(np.bincount(home, minlength=3))
+        home[[g for g in order if home[g] == rich][-1]] = empty
+    return home

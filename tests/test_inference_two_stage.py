@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+
+from csst_dask.errors import ConfigError
+from csst_dask.inference import load_two_stage, predict_batch
+from csst_dask.models import build_classifier, build_regressor, residual_quantiles, save_weights
+from csst_dask.models.regressor import set_output_level
+
+N, SIZE = 7, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    common = {"arch": "resnet18", "inputs": "csst", "channels": 13, "bands": ["g", "r", "i"]}
+    classifier = build_classifier("resnet18", 13)
+    regressor = build_regressor("resnet18", 13)
+    set_output_level(regressor, 2.0)
+    for module in (classifier, regressor):
+        module.train()
+        with torch.no_grad():
+            for _ in range(4):
+                module(torch.randn(8, 13, SIZE, SIZE))
+    save_weights(classifier, path / "classifier.safetensors", {**common, "task": "classifier"})
+    quantiles = residual_quantiles(np.linspace(-0.2, 0.3, 101), np.zeros(101))
+    metadata = {**common, "task": "regressor", "bands": ["g", "r"], "residual_quantiles": quantiles}
+    save_weights(regressor, path / "regressor.safetensors", metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return load_two_stage(folder)
+
+
+def chips(n=N, seed=0):
+    rng = np.random.default_rng(seed)
+    reduced = rng.exponential(0.2, (n, 6, SIZE, SIZE)).astype(np.float32) * rng.lognormal(0, 2, (n, 1, 1, 1))
+    scalars = {
+        name: rng.uniform(0.05, 0.2, n) for name in ("pixel_mean", "pixel_std", "sky_level", "sky_sigma")
+    }
+    return reduced.astype(np.float32), scalars, ["g", "r", "i", "u", "g", "r", "g"][:n]
+
+
+def subset(rows):
+    reduced, scalars, band = chips()
+    return reduced[rows], {k: v[rows] for k, v in scalars.items()}, [band[i] for i in rows]
+
+
+def test_a_chip_does_not_depend_on_its_company(models):
+    together = predict_batch(models, *chips(), batch=4)
+    for rows in ([3], [6, 5, 4, 3, 2, 1, 0], [2, 0]):
+        part = predict_batch(models, *subset(rows), batch=4)
+        for name, values in part.items():
+            np.testing.assert_allclose(values, together[name][rows], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_another_batch_size_changes_rounding_only(models):
+    one, other = predict_batch(models, *chips(), batch=4), predict_batch(models, *chips(), batch=7)
+    np.testing.assert_allclose(one["class_probability"], other["class_probability"], atol=1e-5)
+    np.testing.assert_allclose(one["log_bright"], other["log_bright"], atol=1e-5)
+
+
+def test_predictions_agree_with_each_other(models):
+    found = predict_batch(models, *chips(), batch=4)
+    np.testing.assert_allclose(found["class_probability"].sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found["density_class"], found["class_probability"].argmax(axis=1))
+    np.testing.assert_array_equal(found["confidence"], found["class_probability"].max(axis=1))
+    np.testing.assert_allclose(found["bright_count"], 10.0 ** found["log_bright"] - 1, rtol=1e-5)
+    assert (found["bright_lower"] < found["bright_count"]).all()
+    assert (found["bright_count"] < found["bright_upper"]).all()
+    assert found["unlike"].tolist() == [False, False, True, True, False, False, False]
+    dtypes = {name: values.dtype.name for name, values in found.items()}
+    assert dtypes.pop("density_class") == "int8"
+    assert dtypes.pop("unlike") == "bool"
+    assert set(dtypes.values()) == {"float32"}
+
+
+def test_crowded_chips_are_bypassed(folder):
+    models = load_two_stage(folder)
+    with torch.no_grad():
+        models.classifier.module.fc.bias[5] += 100
+    found = predict_batch(models, *chips(), batch=4)
+    assert (found["density_class"] == 5).all()
+    for name in ("log_bright", "bright_count", "bright_lower", "bright_upper"):
+        assert np.isnan(found[name]).all()
+
+
+def test_counts_are_never_negative(folder):
+    models = load_two_stage(folder)
+    set_output_level(models.regressor.module, -3.0)
+    found = predict_batch(models, *chips(), batch=4)
+    for name in ("log_bright", "bright_count", "bright_lower"):
+        assert (found[name] == 0).all()
+
+
+def test_no_chips(models):
+    reduced, scalars, _ = chips()
+    found = predict_batch(models, reduced[:0], {k: v[:0] for k, v in scalars.items()}, [], batch=4)
+    assert found["class_probability"].shape == (0, 6)
+    assert all(len(values) == 0 for values in found.values())
+
+
+def test_weights_that_do_not_fit_are_refused(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"classifier\.safetensors"):
+        load_two_stage(tmp_path)
+    (tmp_path / "classifier.safetensors").write_bytes((folder / "regressor.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match="expected a classifier"):
+        load_two_stage(tmp_path)
+    with pytest.raises(ValueError, match="at least 1"):
+        predict_batch(load_two_stage(folder), *chips(), batch=0)

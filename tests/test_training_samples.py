@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csst_dask.errors import ConfigError
+from csst_dask.schema import CHANNELS
+from csst_dask.training import load_samples, split_by_field
+
+
+def sky(n_fields, per_field, seed):
+    """Fields scattered over a part of the sky, so that some come close."""
+    rng = np.random.default_rng(seed)
+    centre = np.stack([rng.uniform(350, 390, n_fields) % 360, rng.uniform(60, 90, n_fields)])
+    ra, dec = np.repeat(centre, per_field, axis=1)
+    dec = np.clip(dec + rng.uniform(-0.3, 0.3, len(dec)), -90, 90)
+    field = np.repeat([f"field-{i}" for i in range(n_fields)], per_field)
+    level = np.repeat(rng.choice(6, n_fields, p=[0.05, 0.15, 0.5, 0.2, 0.06, 0.04]), per_field)
+    return field, level, ra, dec
+
+
+def separation(ra, dec, other_ra, other_dec):
+    """Least angle between two sets of points, deg (haversine)."""
+    ra, dec, ra2, dec2 = (np.radians(v) for v in (ra[:, None], dec[:, None], other_ra, other_dec))
+    h = np.sin((dec - dec2) / 2) ** 2 + np.cos(dec) * np.cos(dec2) * np.sin((ra - ra2) / 2) ** 2
+    return np.degrees(2 * np.arcsin(np.sqrt(h))).min()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(12, 60), st.integers(1, 8), st.integers(0, 1000))
+def test_sets_share_no_chip_no_field_and_no_patch_of_sky(n_fields, per_field, seed):
+    field, level, ra, dec = sky(n_fields, per_field, seed)
+    ra[-3 * per_field :], dec[-3 * per_field :] = np.repeat([90.0, 180.0, 270.0], per_field), -40.0  # apart
+    split = split_by_field(field, level, ra, dec, seed=seed)
+    parts = (split.train, split.validation, split.test)
+    assert sorted(np.concatenate(parts)) == list(range(len(field)))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        a, b = parts[one], parts[other]
+        assert not set(field[a]) & set(field[b])
+        assert separation(ra[a], dec[a], ra[b], dec[b]) > 1.5
+
+
+def test_a_chain_of_close_fields_stays_together_across_ra_zero():
+    field = np.array(["a", "b", "c", "d", "e"])
+    ra, dec = np.array([359.0, 0.2, 1.4, 90.0, 180.0]), np.zeros(5)
+    split = split_by_field(field, [2] * 5, ra, dec)
+    assert sorted(len(part) for part in (split.train, split.validation, split.test)) == [1, 1, 3]
+    with pytest.raises(ConfigError, match=r"5 fields form 2 group\(s\)"):
+        split_by_field(field, [2] * 5, np.array([359.0, 0.2, 1.4, 2.0, 180.0]), dec)
+
+
+def test_every_class_is_shared_out_as_asked():
+    rng = np.random.default_rng(0)
+    n = 600
+    level = rng.choice(6, n, p=[0.05, 0.15, 0.5, 0.2, 0.06, 0.04])
+    ra, dec = (v.ravel() for v in np.meshgrid(np.arange(0, 90, 3.0), np.arange(-28, 31, 3.0)))
+    split = split_by_field(np.arange(n).astype(str), level, ra, dec)
+    for rows, share in ((split.train, 0.8), (split.validation, 0.1), (split.test, 0.1)):
+        counts = np.bincount(level[rows], minlength=6)
+        assert np.abs(counts - share * np.bincount(level)).max() <= 1.5
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_chips():
+    field, level, ra, dec = sky(60, 3, 5)
+    first = split_by_field(field, level, ra, dec, seed=1)
+    again = split_by_field(field, level, ra, dec, seed=1)
+    np.testing.assert_array_equal(first.test, again.test)
+    order = np.random.default_rng(0).permutation(len(field))
+    mixed = split_by_field(field[order], level[order], ra[order], dec[order], seed=1)
+    assert set(field[order][mixed.test]) == set(field[first.test])
+    others = [split_by_field(field, level, ra, dec, seed=seed).test for seed in range(2, 8)]
+    assert any(set(rows) != set(first.test) for rows in others)
+
+
+def text(words):
+    return np.array(list(words), dtype=np.dtypes.StringDType())
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    n = 6
+    data = xr.Dataset(
+        {
+            "reduced": (("chip", "channel", "iy", "ix"), rng.normal(size=(n, 6, 4, 4)).astype("f4")),
+            "status": ("chip", text(["done", "rejected", "done", "done", "done", "pending"])),
+            "n_star": ("chip", np.array([5, 100, -1, 200, 100_000, 3])),
+            "n_bright": ("chip", np.array([1, 20, -1, 50, 9000, 1])),
+            **{name: ("chip", rng.normal(size=n)) for name in ("pixel_mean", "pixel_std")},
+            **{name: ("chip", rng.normal(size=n)) for name in ("sky_level", "sky_sigma")},
+        },
+        coords={
+            "channel": text(CHANNELS),
+            "band": ("chip", text("gggugg")),
+            "field": ("chip", text("abcdef")),
+            "ra": ("chip", np.arange(n) * 10.0),
+            "dec": ("chip", np.zeros(n)),
+        },
+    )
+    data.to_zarr(tmp_path / "survey.zarr", consolidated=False)
+    return tmp_path / "survey.zarr", data
+
+
+def test_only_chips_that_are_done_and_have_truth_are_loaded(store):
+    path, data = store
+    samples = load_samples(path)
+    assert samples.field.tolist() == ["a", "d", "e"]
+    assert samples.density_class.tolist() == [1, 2, 5]
+    np.testing.assert_array_equal(samples.reduced, data["reduced"].values[[0, 3, 4]])
+    np.testing.assert_array_equal(samples.scalars["sky_sigma"], data["sky_sigma"].values[[0, 3, 4]])
+    assert load_samples(path, bands=("u",)).field.tolist() == ["d"]
+
+
+def test_a_store_without_what_is_needed_is_refused(store, tmp_path):
+    path, data = store
+    with pytest.raises(ConfigError, match="no chip"):
+        load_samples(path, bands=("y",))
+    with pytest.raises(ConfigError, match="cannot open"):
+        load_samples(tmp_path / "nowhere.zarr")
+    data.drop_vars("n_star").to_zarr(tmp_path / "other.zarr", consolidated=False)
+    with pytest.raises(ConfigError, match="lacks n_star"):
+        load_samples(tmp_path / "other.zarr")
