@@ -247,6 +247,37 @@ def build_config(data: dict, source: str = "configuration") -> Config:
         raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from None
 
 
+def with_settings(config: Config, settings: dict[str, object], source: str = "options") -> Config:
+    """Change some fields of a configuration.
+
+    Parameters
+    ----------
+    config : Config
+    settings : dict
+        Values by dotted name, such as ``{"map.nside": 512}``; None leaves a field alone.
+    source : str
+        Where they come from, for the error.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        If a value or a name is wrong.
+    """
+    data = config.model_dump()
+    for name, value in settings.items():
+        if value is not None:
+            *sections, field = name.split(".")
+            place = data
+            for section in sections:
+                place = place[section]
+            place[field] = value
+    return build_config(data, source)
+
+
 def load_config(path: str | Path | None) -> Config:
     """Read a YAML configuration.
 

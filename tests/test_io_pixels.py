@@ -182,6 +182,17 @@ def test_files_without_an_image_are_refused(tmp_path):
             open_pixels(path)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("ending", [".fits", ".fits.gz"])
+def test_damaged_sizes_do_not_lead_in_a_circle(tmp_path, ending):
+    header = fits.ImageHDU(np.zeros((1, 960), "f4")).header.tostring()
+    bad = header.replace("NAXIS1  =                  960", "NAXIS1  =                -1440")
+    data = fits.PrimaryHDU().header.tostring().encode() + bad.encode() + bytes(2 * 2880)
+    (tmp_path / f"x{ending}").write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    with pytest.raises(ChipRejected, match="damaged"):
+        open_pixels(tmp_path / f"x{ending}")
+
+
 def test_errors_of_the_file_system_may_be_retried(tmp_path, monkeypatch):
     path = write(tmp_path / "x.fits", numbers("f4"))
 

@@ -134,9 +134,10 @@ def test_agrees_with_points_drawn_at_random():
         ([0, 1, 1, 0], [0, 0, 1, 91]),
         ([0, 1, 0, 1], [0, 0, 1, 1]),
         ([0, 0, 0, 0], [0, 0, 0, 0]),
+        ([0, 1, 0, 1], [89, 89, 90, 90]),
         ([0, 1, 1], [0, 0, 1]),
     ],
-    ids=["not finite", "too wide", "no declination", "crossed", "one point", "three corners"],
+    ids=["not finite", "too wide", "no declination", "crossed", "one point", "a pole twice", "three corners"],
 )
 def test_impossible_corners_are_rejected(ra, dec):
     with pytest.raises(ChipRejected, match="corners"):

@@ -66,7 +66,7 @@ def overlap(
     grid : HealpixGrid
     step : int, optional
         Chords per cell edge. By default so many that the chords stray less than 10 microarcsec from the true
-        edge and that grids of different nside agree.
+        edge (a few milliarcsec in the last arcmin around a pole) and that grids of different nside agree.
 
     Returns
     -------
@@ -187,7 +187,8 @@ def _frame(corner_ra: ArrayLike, corner_dec: ArrayLike) -> _Frame:
     edges = np.roll(corners, -1, axis=0) - corners
     normals = np.cross(corners, edges)
     turns = np.einsum("ij,ij->i", np.cross(edges, np.roll(edges, -1, axis=0)), corners)
-    if not (np.all(turns > 0) or np.all(turns < 0)):
+    least = 1e-6 * chords.max() ** 2
+    if not (np.all(turns > least) or np.all(turns < -least)):
         raise ChipRejected(
             f"corners RA {ra.tolist()} Dec {dec.tolist()} do not bound a convex area; expected the order "
             "(0,0), (nx,0), (nx,ny), (0,ny); check the WCS of the chip"

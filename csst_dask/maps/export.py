@@ -48,7 +48,7 @@ def write_zarr(ds: xr.Dataset, path: str | Path) -> Path:
     ConfigError
         If `ds` is no density map, or something else is at `path`.
     """
-    from_dataset(ds.isel(cells=slice(0)))
+    _check_map(ds)
     path = Path(path)
     if path.exists():
         _require_map(path)
@@ -89,7 +89,7 @@ def open_map(path: str | Path) -> xr.Dataset:
         ds = xr.open_zarr(path, chunks=None, consolidated=False)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"cannot open a map at {path}: {error}; check the path") from None
-    from_dataset(ds.isel(cells=slice(0)))
+    _check_map(ds)
     return ds.assign_coords(band=ds["band"].astype(object))
 
 
@@ -158,6 +158,11 @@ def write_moc(ds: xr.Dataset, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     moc.save(str(path), format="fits", overwrite=True)
     return path
+
+
+def _check_map(ds: xr.Dataset) -> None:
+    grid_of(ds)
+    from_dataset(ds.isel(cells=slice(0)))
 
 
 def _require_map(path: Path) -> None:

@@ -153,12 +153,10 @@ def frame_patch(ax: Axes, patch: Patch, grid: HealpixGrid, dec_labels: bool = Tr
 def frame_sky(ax: Axes, labels: bool = True) -> None:
     """Grid of a Mollweide picture with RA rising to the left and RA 0 in the middle."""
     ax.grid(color="0.6", lw=0.4, ls=":")
-    ax.set_xticks(
-        np.radians([-120, -60, 0, 60, 120]), ["120°", "60°", "0°", "300°", "240°"], fontsize=6, color="0.3"
-    )
-    ax.set_yticks(
-        np.radians([-60, -30, 0, 30, 60]), ["−60°", "−30°", "0°", "+30°", "+60°"], fontsize=6, color="0.3"
-    )
+    text: dict[str, Any] = {"fontsize": 6, "color": "0.3"}
+    lon, lat = np.radians([-120, -60, 0, 60, 120]), np.radians([-60, -30, 0, 30, 60])
+    ax.set_xticks(lon, ["120°", "60°", "0°", "300°", "240°"] if labels else [""] * 5, **text)
+    ax.set_yticks(lat, ["−60°", "−30°", "0°", "+30°", "+60°"] if labels else [""] * 5, **text)
 
 
 def sky_position(ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterMathtext, LogLocator
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
@@ -158,7 +157,8 @@ def _draw(
     columns: list[_Column],
     area: float,
 ) -> Figure:
-    width, height = 0.75 + _PANEL * len(columns), _HEADER + 0.35 + (_PANEL + 0.12) * len(rows)
+    tall = _PANEL * (0.62 if found[0].all_sky else 1.0)
+    width, height = 0.75 + _PANEL * len(columns), _HEADER + 0.35 + (tall + 0.12) * len(rows)
     figure = Figure(figsize=(width, height), layout=None, facecolor="white")
     _header(figure, ds, grid, found, area, width, height)
     for c, column in enumerate(columns):
@@ -167,8 +167,8 @@ def _draw(
             figure, column, (left, 1 - _HEADER / height + 0.08 / height), (_PANEL - 0.35) / width, height
         )
         for r, (k, patch, b) in enumerate(rows):
-            bottom = 1 - (_HEADER + (_PANEL + 0.12) * (r + 1) - 0.02) / height
-            box = (left, bottom, (_PANEL - 0.35) / width, (_PANEL - 0.35) / height)
+            bottom = 1 - (_HEADER + (tall + 0.12) * (r + 1) - 0.02) / height
+            box = (left, bottom, (_PANEL - 0.35) / width, (tall - 0.35) / height)
             ax = figure.add_axes(box, projection="mollweide" if patch.all_sky else None)
             _panel(ax, ds, grid, patch, b, column)
             frame_patch(ax, patch, grid, dec_labels=c == 0)
@@ -206,9 +206,9 @@ def _colour_bar(
     if column.ticks is not None:
         bar.set_ticks(list(column.ticks), labels=list(column.ticks.values()))
         ax.minorticks_off()
-    elif isinstance(column.norm, LogNorm) and column.norm.vmax < 30 * column.norm.vmin:  # type: ignore[operator]
-        bar.set_ticks(LogLocator(subs=(1, 2, 5)), format=LogFormatterMathtext(minor_thresholds=(9, 9)))
-        ax.minorticks_off()
+    elif isinstance(column.norm, LogNorm):
+        ticks = _log_ticks(float(column.norm.vmin or 1), float(column.norm.vmax or 1))
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
     ax.xaxis.set_ticks_position("top")
     ax.tick_params(labelsize=7, length=2)
     ax.set_title(column.title, fontsize=9, pad=4)
@@ -223,20 +223,10 @@ def _header(
     width: float,
     height: float,
 ) -> None:
-    sky = figure.add_axes(
-        (1 - 2.75 / width, 1 - 1.42 / height, 2.5 / width, 1.25 / height), projection="mollweide"
-    )
-    frame_sky(sky, labels=False)
-    x, y = sky_position(*grid.centres(np.concatenate([patch.cells for patch in found])))
-    sky.plot(x, y, ".", ms=2, color="#d55e00", zorder=4, rasterized=True)
     if not found[0].all_sky:
-        x, y = sky_position([patch.ra for patch in found], [patch.dec for patch in found])
-        sky.scatter(x, y, s=14, color="#d55e00", zorder=4)
-    if len(found) > 1:
-        for k, point in enumerate(zip(x, y, strict=True)):
-            sky.annotate(_letter(k), point, (3, 2), textcoords="offset points", fontsize=7, color="#d55e00")
+        _locator(figure, found, width, height)
     lines = [
-        f"{area:.3g} deg² seen in {', '.join(str(band) for band in ds['band'].values)}",
+        f"{area:.3g} deg² of cells touched in {', '.join(str(band) for band in ds['band'].values)}",
         f"HEALPix nside {grid.nside}, cells of {60 * np.sqrt(grid.cell_area):.2g} arcmin, ICRS",
     ]
     if not found[0].all_sky:
@@ -247,6 +237,31 @@ def _header(
     figure.text(
         0.3 / width, 1 - 0.65 / height, "\n".join(lines), fontsize=8.5, va="top", linespacing=1.5, color="0.2"
     )
+
+
+def _locator(figure: Figure, found: list[Patch], width: float, height: float) -> None:
+    """Small whole sky, RA 0 in the middle and east to the left, with a dot for each patch."""
+    sky = figure.add_axes(
+        (1 - 2.75 / width, 1 - 1.42 / height, 2.5 / width, 1.25 / height), projection="mollweide"
+    )
+    frame_sky(sky, labels=False)
+    x, y = sky_position([patch.ra for patch in found], [patch.dec for patch in found])
+    sky.scatter(x, y, s=14, color="#d55e00", zorder=4)
+    if len(found) > 1:
+        for k, point in enumerate(zip(x, y, strict=True)):
+            sky.annotate(_letter(k), point, (3, 2), textcoords="offset points", fontsize=7, color="#d55e00")
+
+
+def _log_ticks(low: float, high: float) -> dict[float, str]:
+    """Decades, or also 2 and 5 times them where there are few."""
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    ticks = {}
+    for power in range(first, last + 1):
+        for n in (1, 2, 5) if high < 30 * low else (1,):
+            if low <= n * 10.0**power <= high:
+                factor = "" if n == 1 else rf"{n}\times"
+                ticks[n * 10.0**power] = rf"${factor}10^{{{power}}}$"
+    return ticks
 
 
 def _letter(k: int) -> str:

@@ -111,6 +111,7 @@ def _train(
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
+        restore_random_state(state["random"], run.device)
         history, best = state["history"], state["best"]
     while len(history) < config.epochs and not _rests(history, config.patience):
         history.append(_one_epoch(run, module, optimiser, schedule, len(history), progress))
@@ -142,8 +143,8 @@ def _one_epoch(
     if not (np.isfinite(loss) and np.isfinite(validation)):
         raise ConfigError(
             f"the {run.task.name}'s loss is {loss} (training) and {validation} (validation) in epoch "
-            f"{epoch + 1}; expected finite ones: lower training.learning_rate or training.clip and choose a new "
-            "folder"
+            f"{epoch + 1}; expected finite ones: lower training.learning_rate or training.clip and "
+            "choose a new folder"
         )
     if run.recipe.schedule == "plateau":
         schedule.step(validation)

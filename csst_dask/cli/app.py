@@ -1,0 +1,63 @@
+"""The application object, its exit statuses, and the options that every command shares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from csst_dask.errors import ConfigError
+
+console = Console()
+errors = Console(stderr=True)
+
+DONE, UNEXPECTED, USAGE, REJECTED = 0, 1, 2, 3
+
+
+class ExitingGroup(TyperGroup):
+    """Turns a configuration error into exit status 2 and one clear message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+            raise typer.Exit(USAGE) from None
+
+
+app = typer.Typer(
+    cls=ExitingGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="How crowded is every piece of this sky, and what must the pipeline do about it?\n\n"
+    "Exit status: 0 all done, 2 wrong usage or configuration (nothing started), "
+    "3 finished but some inputs were rejected, 1 anything unexpected.",
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML configuration.", show_default=False)]
+StoreOption = Annotated[str, typer.Option("--store", help="Survey store: a folder or URL.")]
+SchedulerOption = Annotated[
+    str | None, typer.Option("--scheduler", help="Join the cluster of this scheduler, tcp://host:port.", show_default=False)
+]
+SchedulerFileOption = Annotated[
+    Path | None, typer.Option("--scheduler-file", help="Join the cluster that wrote this file.", show_default=False)
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Worker processes of an own cluster.", show_default="one per core")
+]
+
+
+def main() -> None:
+    """Entry point of ``csst-dask``."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("interrupted; run the same command again to go on")
+        sys.exit(UNEXPECTED)

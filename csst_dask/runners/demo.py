@@ -1,0 +1,105 @@
+"""The demonstration: simulated full-size exposures, one after the other, become a map and a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import xarray as xr
+from distributed import Client
+
+from csst_dask.config import Config, with_settings
+from csst_dask.evaluation.report import compare, markdown, plot_counts
+from csst_dask.runners.ingest import ingest_survey
+from csst_dask.runners.ledger import Summary
+from csst_dask.runners.map import map_survey
+from csst_dask.runners.predict import predict_survey
+from csst_dask.runners.run import Stage
+from csst_dask.runners.simulate import simulate_files
+from csst_dask.simulation.exposure import DEMO, DEMO_COUNTS, plan_survey
+from csst_dask.store import predictions as stored
+from csst_dask.store.survey import open_scalars
+
+DETECTORS = (23, 24)
+"""Two neighbours, g and i, so that each band's fields form a strip."""
+
+
+def demo_config(out: Path, config: Config) -> Config:
+    """The configuration of the demonstration, with its outputs under one folder."""
+    return with_settings(
+        config,
+        {
+            "store": out / "survey.zarr",
+            "simulation.region": DEMO,
+            "simulation.exposures": len(DEMO_COUNTS),
+            "simulation.detectors": DETECTORS,
+            "map.out": out / "map.zarr",
+            "map.png": out / "map.png",
+        },
+    )
+
+
+def run_demo(
+    client: Client, out: Path, config: Config, stage: Stage, keep: bool = False
+) -> tuple[dict[str, Summary], xr.Dataset, Path]:
+    """Simulate, ingest, predict, map and report.
+
+    The files of an exposure are removed as soon as it is in the store, unless they are to be kept.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    out : Path
+        Receives everything.
+    config : Config
+        As `demo_config` makes it.
+    stage : callable
+        Makes the progress calls of each stage.
+    keep : bool
+        Keep the FITS files.
+
+    Returns
+    -------
+    summaries : dict of str to Summary
+    sky : xarray.Dataset
+    report : Path
+    """
+    start = time.monotonic()
+    folder, store = out / "exposures", str(config.store)
+    totals = {"simulate": Summary(), "ingest": Summary()}
+    out.mkdir(parents=True, exist_ok=True)
+    finished = set()
+    if (out / "survey.zarr").exists():
+        scalars = open_scalars(store)
+        finished = set(scalars["obs_id"].values[scalars["status"].values == "done"].tolist())
+    for exposure in plan_survey(config.simulation):
+        if exposure.obs_id in finished and not keep:
+            totals["ingest"].skipped += len(exposure.detectors)
+            continue
+        name = f"exposure {exposure.index + 1}/{config.simulation.exposures}"
+        made = simulate_files(client, folder, config, *stage(f"simulate {name}"), exposures=[exposure])
+        taken = ingest_survey(client, [folder / exposure.obs_id], store, config, *stage(f"ingest {name}"))
+        _add(totals["simulate"], made)
+        _add(totals["ingest"], taken)
+        if not keep:
+            shutil.rmtree(folder / exposure.obs_id)
+    totals["predict"] = predict_survey(client, store, config, *stage("predict"))
+    predictions = stored.read(store).load()
+    sky = map_survey(client, predictions, config.map, None, *stage("map"))
+    table = compare(open_scalars(store), predictions)
+    plot_counts(table, out / "counts.png")
+    pictures = {"Star density on the sky": "map.png", "Predicted against true counts": "counts.png"}
+    notes = [
+        f"{len(table)} detector images of {config.ingest.frame[1]} x {config.ingest.frame[0]} pixels, simulated with truth",
+        f"finished in {time.monotonic() - start:.0f} s on {len(client.nthreads())} workers",
+    ]
+    report = out / "report.md"
+    report.write_text(markdown(table, "Star density of a simulated strip of sky", pictures, notes))
+    return totals, sky, report
+
+
+def _add(total: Summary, part: Summary) -> None:
+    for name in ("done", "rejected", "failed", "skipped", "files", "seconds"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+    total.reasons.update(part.reasons)

@@ -1,0 +1,183 @@
+"""Survey store to predictions: one task per fixed, row-aligned block of chips."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from distributed import Client
+from numpy.typing import NDArray
+
+from csst_dask.config import Config
+from csst_dask.runners.ledger import Summary
+from csst_dask.runners.window import Failure, Task, run_tasks
+from csst_dask.schema import ROUTE_FLAGS, ROUTES
+from csst_dask.store import predictions as store
+from csst_dask.store.survey import open_scalars
+
+if TYPE_CHECKING:
+    from csst_dask.inference.two_stage import TwoStage
+
+CPU_BATCH = 32
+"""Chips per forward pass where the batch is chosen for a CPU."""
+
+SCALARS = ("band", "exptime", "pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
+"""Per-chip variables that travel with a task."""
+
+
+@lru_cache(maxsize=1)
+def _models(folder: str, checksums: tuple[str, ...]) -> TwoStage:
+    """Networks of this process, read once; the checksums make changed files new ones."""
+    import torch
+
+    from csst_dask.errors import ConfigError
+    from csst_dask.inference.two_stage import load_two_stage
+
+    torch.set_num_threads(1)  # one thread per task: the same bits whatever the machine, and no contention
+    models = load_two_stage(folder)
+    found = tuple(models.checksums.values())
+    if found != checksums:
+        raise ConfigError(f"{folder} holds other weights here than at the client; give the workers the same files")
+    return models
+
+
+def predict_block(
+    path: str, rows: Sequence[int], wanted: Sequence[int], scalars: dict, folder: str, checksums: tuple[str, ...]
+) -> dict[str, NDArray]:
+    """Predict some chips of one block.
+
+    Every chip keeps its place in the block and the block its size, so that a result depends on nothing else.
+
+    Parameters
+    ----------
+    path : str
+        Survey store.
+    rows : sequence of int
+        Rows of the block; as many as a batch has, the last ones possibly beyond the store's end.
+    wanted : sequence of int
+        Places in the block to predict.
+    scalars : dict of arrays
+        `SCALARS` of the wanted chips.
+    folder : str
+        Weights.
+    checksums : tuple of str
+        What the client found there.
+
+    Returns
+    -------
+    dict of arrays
+        `store.predictions.PREDICTED` of the wanted chips.
+    """
+    from csst_dask.inference.two_stage import predict_batch
+
+    reduced = zarr.open_group(path, mode="r")["reduced"]
+    maps = np.zeros((len(rows), *reduced.shape[1:]), np.float32)  # type: ignore[union-attr]
+    padded = {name: np.ones(len(rows)) for name in SCALARS if name != "band"}
+    band = np.full(len(rows), "g", dtype=object)
+    for place, k in enumerate(wanted):
+        maps[k] = reduced[rows[k]]  # type: ignore[index]
+        band[k] = str(scalars["band"][place])
+        for name in padded:
+            padded[name][k] = scalars[name][place]
+    found = predict_batch(_models(folder, checksums), maps, padded, band.tolist(), len(rows))
+    return {name: values[list(wanted)] for name, values in found.items()}
+
+
+def predict_survey(
+    client: Client,
+    path: str,
+    config: Config,
+    progress: Callable[[str, str, str], None] | None = None,
+    expect: Callable[[int], None] | None = None,
+    chips: Sequence[int] | None = None,
+) -> Summary:
+    """Predict every chip of a store that is done and has no prediction of these weights yet.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    path : str
+        Survey store.
+    config : Config
+        Sections ``inference`` and ``routing``.
+    progress, expect : callable, optional
+        Called once per block, and with the number of chips.
+    chips : sequence of int, optional
+        Rows to look at; by default all.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    ConfigError
+        If the store or the weights are missing or damaged.
+    """
+    from csst_dask.inference.two_stage import INTERVAL_LEVEL, load_two_stage
+    from csst_dask.models import weights_folder
+
+    start, summary = time.monotonic(), Summary()
+    folder = str(weights_folder(config.inference.weights))
+    checksums = load_two_stage(folder).checksums
+    batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
+    scalars = open_scalars(path)
+    status = scalars["status"].values
+    identity = {f"{task}_sha256": value for task, value in checksums.items()} | {"batch": batch}
+    have = store.prepare(path, status.size, identity) >= 0
+    todo = (status == "done") & ~have
+    if chips is not None:
+        todo &= np.isin(np.arange(status.size), chips)
+    summary.skipped = int(((status == "done") & have).sum())
+    if expect is not None:
+        expect(int(todo.sum()))
+    tasks = []
+    for block in np.unique(np.flatnonzero(todo) // batch):
+        rows = np.arange(block * batch, (block + 1) * batch)
+        wanted = np.flatnonzero(todo[rows[0] : rows[-1] + 1])
+        some = {name: scalars[name].values[rows[wanted]].tolist() for name in SCALARS}
+        args = (path, rows.tolist(), wanted.tolist(), some, folder, tuple(checksums.values()))
+        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", args, rows[wanted]))
+    for task, result in run_tasks(client, "predict", predict_block, tasks):
+        if isinstance(result, Failure):
+            summary.failed += len(task.key)
+            summary.reasons[result.reason] += 1
+        else:
+            store.write(path, task.key, result)
+            summary.done += len(task.key)
+        if progress is not None:
+            for row in task.key:
+                progress(f"chip {row}", "failed" if isinstance(result, Failure) else "done", "")
+    route_survey(path, config, {"interval_level": INTERVAL_LEVEL})
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def route_survey(path: str, config: Config, attrs: dict) -> None:
+    """Bring coordinates and routes of all predictions up to date with the store and the thresholds."""
+    from csst_dask.inference.routing import route
+
+    scalars, found = open_scalars(path), store.read(path).load()
+    status = scalars["status"].values
+    predicted = (found["density_class"].values >= 0) & (status == "done")
+    names, flags = route(
+        found["density_class"].values, found["bright_count"].values, found["confidence"].values,
+        predicted, found["unlike"].values, config.routing,
+    )  # fmt: skip
+    names, rejected = names.astype(object), status == "rejected"
+    names[~predicted], flags[~predicted] = "", 0
+    names[rejected], flags[rejected] = ROUTES[0], ROUTE_FLAGS[ROUTES[0]]
+    rows = np.arange(status.size)
+    store.write(
+        path, rows, {v.name: scalars[v.name].values for v in store.COPIED} | {"route": names, "route_flags": flags}
+    )
+    if not predicted.all():
+        gone = rows[~predicted]
+        blank = {v.name: np.full((gone.size, *v.shape), v.fill, v.dtype) for v in store.PREDICTED}
+        store.write(path, gone, blank)
+    thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
+    store.describe(path, {**attrs, **thresholds})

@@ -1,0 +1,65 @@
+"""The whole pipeline from one configuration; running it again resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import xarray as xr
+from distributed import Client
+
+from csst_dask.config import Config
+from csst_dask.errors import ConfigError
+from csst_dask.runners.ingest import ingest_survey
+from csst_dask.runners.ledger import Summary
+from csst_dask.runners.map import map_survey
+from csst_dask.runners.predict import predict_survey
+from csst_dask.store import predictions as stored
+
+Stage = Callable[[str], tuple[Callable[[str, str, str], None], Callable[[int], None]]]
+"""Given a stage's name, returns what to call for each chip and with the number of chips."""
+
+
+def check(config: Config) -> None:
+    """Refuse a run that could not finish, before it starts.
+
+    Raises
+    ------
+    ConfigError
+        Names the field that is missing or wrong.
+    """
+    from csst_dask.models import weights_folder
+
+    for name, value in (("inputs", config.inputs), ("store", config.store), ("map.out", config.map.out)):
+        if not value:
+            raise ConfigError(f"{name} is missing; a run needs inputs, store and map.out")
+    for path in config.inputs:
+        if not path.exists():
+            raise ConfigError(f"inputs: {path} does not exist; check the path")
+    weights_folder(config.inference.weights)
+
+
+def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, Summary], xr.Dataset]:
+    """Ingest, predict and map.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    config : Config
+        With ``inputs``, ``store`` and ``map.out``.
+    stage : callable
+        Makes the progress calls of each stage.
+
+    Returns
+    -------
+    summaries : dict of str to Summary
+        By stage.
+    sky : xarray.Dataset
+    """
+    check(config)
+    path = str(config.store)
+    summaries = {
+        "ingest": ingest_survey(client, config.inputs, path, config, *stage("ingest")),
+        "predict": predict_survey(client, path, config, *stage("predict")),
+    }
+    sky = map_survey(client, stored.read(path).load(), config.map, None, *stage("map"))
+    return summaries, sky
