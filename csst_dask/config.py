@@ -301,17 +301,13 @@ def load_config(path: str | Path | None) -> Config:
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}; check the path"
-        ) from None
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check the path") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} holds a {type(data).__name__}; expected a mapping of sections such as 'store:'"
-        )
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a mapping of sections such as 'store:'")
     return _anchor_paths(build_config(data, str(path)), path.resolve().parent)
 
 

@@ -109,9 +109,7 @@ def class_report(truth: ArrayLike, predicted: ArrayLike, n_classes: int = N_CLAS
         values = np.divide(top, bottom, out=np.zeros(n_classes), where=bottom > 0)
         return np.where(occurs, values, np.nan)
 
-    return ClassReport(
-        ratio(right, called), ratio(right, support), ratio(2 * right, support + called), support
-    )
+    return ClassReport(ratio(right, called), ratio(right, support), ratio(2 * right, support + called), support)
 
 
 def macro_f1(truth: ArrayLike, predicted: ArrayLike, n_classes: int = N_CLASSES) -> float:
@@ -185,9 +183,7 @@ def bootstrap_error(
     .. [1] Efron (1979), Annals of Statistics 7, 1; groups: Cameron, Gelbach & Miller (2008), REStat 90, 414.
     """
     truth, predicted = _pair(truth, predicted)
-    labels = (
-        np.arange(len(truth)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    )
+    labels = np.arange(len(truth)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if len(labels) != len(truth):
         raise ValueError(f"{len(labels)} group labels for {len(truth)} chips; give one for each chip")
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])

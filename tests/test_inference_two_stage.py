@@ -38,9 +38,7 @@ def models(folder):
 def chips(n=N, seed=0):
     rng = np.random.default_rng(seed)
     reduced = rng.exponential(0.2, (n, 6, SIZE, SIZE)).astype(np.float32) * rng.lognormal(0, 2, (n, 1, 1, 1))
-    scalars = {
-        name: rng.uniform(0.05, 0.2, n) for name in ("pixel_mean", "pixel_std", "sky_level", "sky_sigma")
-    }
+    scalars = {name: rng.uniform(0.05, 0.2, n) for name in ("pixel_mean", "pixel_std", "sky_level", "sky_sigma")}
     return reduced.astype(np.float32), scalars, ["g", "r", "i", "u", "g", "r", "g"][:n]
 
 

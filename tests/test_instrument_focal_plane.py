@@ -65,9 +65,7 @@ def test_the_focal_plane_is_point_symmetric():
         assert (spec.band, spec.imaging) == (other.band, other.imaging)
 
 
-@pytest.mark.parametrize(
-    ("detector", "crpix"), [(12, (-267, 14746)), (30, (29758, -15644)), (6, (-10017, 24876))]
-)
+@pytest.mark.parametrize(("detector", "crpix"), [(12, (-267, 14746)), (30, (29758, -15644)), (6, (-10017, 24876))])
 def test_reference_pixels_of_published_headers(detector, crpix):
     assert tuple(detector_wcs(detector, 10, 20, 30).wcs.crpix) == crpix
 

@@ -44,9 +44,7 @@ def files(tmp_path, pixels):
 
 
 def changed(files, **paths):
-    return ChipFiles(
-        **{name: getattr(files, name) for name in ("key", "image", "weight", "flag", "truth")} | paths
-    )
+    return ChipFiles(**{name: getattr(files, name) for name in ("key", "image", "weight", "flag", "truth")} | paths)
 
 
 def test_a_chip_with_all_its_files(files, pixels):
@@ -61,9 +59,7 @@ def test_a_chip_with_all_its_files(files, pixels):
     np.testing.assert_allclose((info.corner_ra, info.corner_dec), frame_corners(wcs, FRAME), atol=1e-9)
     np.testing.assert_allclose((info.ra, info.dec), frame_center(wcs, FRAME), atol=1e-9)
     assert (info.n_star, info.n_valid) == (-1, 0)
-    side = np.hypot(
-        (info.corner_ra[1] - info.corner_ra[0]) * np.cos(np.radians(info.dec)), np.diff(info.corner_dec)[0]
-    )
+    side = np.hypot((info.corner_ra[1] - info.corner_ra[0]) * np.cos(np.radians(info.dec)), np.diff(info.corner_dec)[0])
     assert side * 3600 == pytest.approx(96 * PIXEL_SCALE, rel=1e-3)
 
 
@@ -105,9 +101,7 @@ def test_the_name_gives_the_filter_before_the_header(files, tmp_path, pixels):
         assert chip.notes == ["band u given, detector 6 usually sees y"]
 
 
-@pytest.mark.parametrize(
-    ("detector", "reason"), [(0, "does not exist"), (31, "does not exist"), (1, "not an imaging")]
-)
+@pytest.mark.parametrize(("detector", "reason"), [(0, "does not exist"), (31, "does not exist"), (1, "not an imaging")])
 def test_other_detectors_are_rejected(files, detector, reason):
     with pytest.raises(ChipRejected, match=reason):
         read_detector(changed(files, key=ChipKey(KEY.obs_id, detector)), FRAME)

@@ -51,10 +51,7 @@ def test_parts_of_a_name():
     found = parse_name(f"{C9}_L0_V01.fits")
     assert (found.survey, found.exposure_type) == ("MS", "WIDE")
     assert (found.t0, found.t1) == ("20220706125114", "20220706125344")
-    assert (
-        parse_name("CSST_MCI_C2_EXDF_20220706125114_20220706125344_10600000012_15_L0_V01.fits").instrument
-        == "MCI"
-    )
+    assert parse_name("CSST_MCI_C2_EXDF_20220706125114_20220706125344_10600000012_15_L0_V01.fits").instrument == "MCI"
 
 
 @pytest.mark.parametrize(("text", "band"), [("y", "y"), ("nuv", "NUV"), ("NUV", "NUV"), ("GI", "GI")])
@@ -62,9 +59,7 @@ def test_filter_of_a_truth_name(text, band):
     assert parse_name(f"MSC_100000100_chip_12_filt_{text}.cat").filter == band
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "image.fits", f"{C9}.txt", f"{C9}_L0_V01_new.fits", "x" + C6 + ".fits"]
-)
+@pytest.mark.parametrize("name", ["README.md", "image.fits", f"{C9}.txt", f"{C9}_L0_V01_new.fits", "x" + C6 + ".fits"])
 def test_other_names_are_none_of_ours(name):
     assert parse_name(name) is None
 

@@ -52,9 +52,7 @@ def test_rows_hold_what_was_written(tmp_path, dtype, ending):
             assert source.dtype.newbyteorder("=") == np.dtype(dtype)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "method"), [("f4", "GZIP_2"), ("i2", "RICE_1"), ("u2", "RICE_1"), ("i4", "RICE_1")]
-)
+@pytest.mark.parametrize(("dtype", "method"), [("f4", "GZIP_2"), ("i2", "RICE_1"), ("u2", "RICE_1"), ("i4", "RICE_1")])
 def test_tile_compressed_files(tmp_path, dtype, method):
     data = numbers(dtype) if dtype != "i4" else numbers("i2").astype("i4")
     image = fits.CompImageHDU(data, compression_type=method, quantize_level=0)

@@ -54,9 +54,7 @@ def test_frame_edges_are_half_open_in_fits_pixels(tmp_path):
     path = tmp_path / "t.cat"
     x = [0.4999, 0.5, 96.4999, 96.5, 50, 50, 50, 50]
     y = [50, 50, 50, 50, 0.4999, 0.5, 92.4999, 92.5]
-    write_truth(
-        path, {"xImage": x, "yImage": y, "mag": [20, 20, 23.4999, 20, 20, 20, 23.5, 20], "obj_type": "star"}
-    )
+    write_truth(path, {"xImage": x, "yImage": y, "mag": [20, 20, 23.4999, 20, 20, 20, 23.5, 20], "obj_type": "star"})
     assert counts(path) == (4, 3, "")
 
 

@@ -20,9 +20,7 @@ def square(ra, dec, angle=0.0, side=SIDE, shift=(0.0, 0.0)):
     north = np.array([-np.sin(d) * np.cos(a), -np.sin(d) * np.sin(a), np.cos(d)])
     v = unit_vectors(ra, dec) + np.outer(x * np.cos(t) - y * np.sin(t), east)
     v = v + np.outer(x * np.sin(t) + y * np.cos(t), north)
-    return np.degrees(np.arctan2(v[:, 1], v[:, 0])) % 360, np.degrees(
-        np.arctan2(v[:, 2], np.hypot(*v[:, :2].T))
-    )
+    return np.degrees(np.arctan2(v[:, 1], v[:, 0])) % 360, np.degrees(np.arctan2(v[:, 2], np.hypot(*v[:, :2].T)))
 
 
 PLACES = {
@@ -76,9 +74,7 @@ def test_orientation_and_first_corner_do_not_matter(nside):
 def test_area_of_a_square_is_the_analytic_one():
     for side in (0.19, 3.0):
         half = np.tan(np.radians(side) / 2)
-        plane = (
-            2 * half / np.radians(side) * side / 2
-        )  # tangent-plane half side of a square of great circles, deg
+        plane = 2 * half / np.radians(side) * side / 2  # tangent-plane half side of a square of great circles, deg
         corners = square(77.0, 12.0, 5.0, side=2 * plane)
         exact = 4 * np.arcsin(half**2 / (1 + half**2))  # sr, pyramid with a square base
         assert detector_area(*corners) == pytest.approx(exact * (180 / np.pi) ** 2, rel=1e-12)

@@ -128,9 +128,7 @@ def test_a_bypassed_chip_counts_as_crowded_area_only():
     assert (alone["density_class"] == 5).all()
     both = to_dataset(merge(chip_sums(crowded, GRID), chip_sums(a_chip(), GRID)), GRID)
     assert np.allclose(both["crowded_fraction"], 0.5)
-    assert np.allclose(
-        both["bright_star_density"], to_dataset(chip_sums(a_chip(), GRID), GRID)["bright_star_density"]
-    )
+    assert np.allclose(both["bright_star_density"], to_dataset(chip_sums(a_chip(), GRID), GRID)["bright_star_density"])
 
 
 def test_the_class_with_the_largest_area_wins():
@@ -215,13 +213,9 @@ def test_footprint_counts_a_cell_once(parts):
 
 
 def test_a_new_night_is_one_addition(parts):
-    first, second = (
-        to_dataset(accumulate(p), GRID, {"night": n}) for p, n in ((parts[:7], "1"), (parts[7:], "2"))
-    )
+    first, second = (to_dataset(accumulate(p), GRID, {"night": n}) for p, n in ((parts[:7], "1"), (parts[7:], "2")))
     both = add_maps(first, second)
-    xr.testing.assert_allclose(
-        both.drop_attrs(), to_dataset(accumulate(parts), GRID).drop_attrs(), rtol=1e-12
-    )
+    xr.testing.assert_allclose(both.drop_attrs(), to_dataset(accumulate(parts), GRID).drop_attrs(), rtol=1e-12)
     assert both.attrs["night"] == ["1", "2"]
     assert both.attrs["dggs"] == first.attrs["dggs"]
 

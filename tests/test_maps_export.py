@@ -124,9 +124,7 @@ def test_moc_area_is_the_unique_area(tmp_path):
     ds = a_map()
     path = write_moc(ds, write_moc(ds, tmp_path / "map.moc.fits"))
     moc = MOC.from_fits(path)
-    assert moc.sky_fraction * 12 * GRID.nside**2 * GRID.cell_area == pytest.approx(
-        footprint_area(ds), rel=1e-6
-    )
+    assert moc.sky_fraction * 12 * GRID.nside**2 * GRID.cell_area == pytest.approx(footprint_area(ds), rel=1e-6)
     ra, dec = GRID.centres(ds["cell_ids"].values)
     assert moc.contains_lonlat(np.radians(ra) * rad, np.radians(dec) * rad).all()
 

@@ -11,9 +11,7 @@ def test_attributes_round_trip(nside):
     grid = HealpixGrid(nside)
     assert HealpixGrid.from_attrs(grid.attrs()) == grid
     assert 1 << grid.depth == nside
-    assert (
-        grid.group_attrs()["dggs"]["refinement_level"] == grid.crs_attrs()["refinement_level"] == grid.depth
-    )
+    assert grid.group_attrs()["dggs"]["refinement_level"] == grid.crs_attrs()["refinement_level"] == grid.depth
 
 
 def test_cells_tile_the_sphere():
@@ -51,9 +49,7 @@ def test_parents_are_never_finer():
 def test_neighbours_share_the_points_of_their_edge(nside):
     grid, step = HealpixGrid(nside), 8
     last = 4**grid.depth
-    special = (
-        np.arange(12)[:, None] * last + [0, last - 1]
-    ).ravel()  # at the corners of base cells, and the poles
+    special = (np.arange(12)[:, None] * last + [0, last - 1]).ravel()  # at the corners of base cells, and the poles
     cells = np.concatenate([special, np.random.default_rng(1).integers(0, grid.n_cells, 50)])
     around = nested.neighbours(cells.astype(np.uint64), grid.depth, connectivity="edge")
     for side in range(4):

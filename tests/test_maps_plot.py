@@ -20,9 +20,7 @@ def a_map(places, nside=512, bands=("g",), crowded=False, side=0.2):
         n = np.nan if crowded and k == 0 else 100.0 * (k + 1)
         corners = (ra + x) % 360, dec + side / 2 * np.array([-1, -1, 1, 1])
         for band in bands:
-            chip = ChipForMap(
-                band, *corners, np.ones((8, 8), np.float32), n, 0.9 * n, 1.1 * n, 3, crowded and k == 0
-            )
+            chip = ChipForMap(band, *corners, np.ones((8, 8), np.float32), n, 0.9 * n, 1.1 * n, 3, crowded and k == 0)
             sums.append(chip_sums(chip, grid))
     return to_dataset(accumulate(sums), grid)
 
@@ -37,9 +35,7 @@ def test_separate_patches_stay_separate():
     assert len(found) == 6
     assert np.array_equal(np.sort(np.concatenate([p.cells for p in found])), ds["cell_ids"].values)
     for patch in found:
-        offset = [
-            np.degrees(np.arccos(unit_vectors(*place) @ unit_vectors(patch.ra, patch.dec))) for place in SIX
-        ]
+        offset = [np.degrees(np.arccos(unit_vectors(*place) @ unit_vectors(patch.ra, patch.dec))) for place in SIX]
         assert min(offset) < 0.1
         assert patch.radius < 0.4
 
@@ -54,9 +50,7 @@ def test_tangent_plane_has_east_and_north():
 
 def test_east_is_to_the_left_and_every_patch_has_its_row():
     figure = plot_map(a_map(SIX))
-    square = [
-        ax for ax in figure.axes if ax.get_aspect() == 1 and ax.collections and ax.name == "rectilinear"
-    ]
+    square = [ax for ax in figure.axes if ax.get_aspect() == 1 and ax.collections and ax.name == "rectilinear"]
     assert len(square) == 6 * 3
     assert all(ax.get_xlim()[0] > ax.get_xlim()[1] and ax.get_ylim()[0] < ax.get_ylim()[1] for ax in square)
     drawn = [sum(len(c.get_paths()) for c in ax.collections) for ax in square[:6]]

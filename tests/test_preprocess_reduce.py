@@ -1,5 +1,7 @@
 """Reduction: exact against a dense float64 reference, whatever the chunks, threads and byte order."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,7 +69,7 @@ def test_chunks_in_any_order_add_up(cuts, seed, data):
     image, out = frame((120, 130), seed), (28, 28)
     image[image > 40] = np.nan
     edges = sorted({0, 120, *cuts})
-    pieces = [(a, b, c, d) for a, b in zip(edges, edges[1:]) for c, d in ((0, 50), (50, 130))]
+    pieces = [(a, b, c, d) for a, b in pairwise(edges) for c, d in ((0, 50), (50, 130))]
     whole, parts = reduce_image(image, out=out), FrameSums((120, 130), out)
     for a, b, c, d in data.draw(st.permutations(pieces)):
         part = FrameSums((120, 130), out)
@@ -103,7 +105,9 @@ def test_point_samples_are_those_of_torch_interpolate():
     image[10:40, 20:60] = np.nan
     good = np.isfinite(image)
     stack = np.stack([np.where(good, image, 0), good]).astype(np.float64)[None]
-    expected = torch.nn.functional.interpolate(torch.from_numpy(stack), size=(24, 31), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(stack), size=(24, 31), mode="bilinear", align_corners=False
+    )
     found = reduce_image(image, out=(24, 31))
     np.testing.assert_allclose([found["point"], found["point_valid"]], expected.numpy()[0], atol=1e-6)
 

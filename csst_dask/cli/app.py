@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
@@ -22,7 +21,7 @@ DONE, UNEXPECTED, USAGE, REJECTED = 0, 1, 2, 3
 class ExitingGroup(TyperGroup):
     """Turns a configuration error into exit status 2 and one clear message."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -44,13 +43,16 @@ app = typer.Typer(
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML configuration.", show_default=False)]
 StoreOption = Annotated[str, typer.Option("--store", help="Survey store: a folder or URL.")]
 SchedulerOption = Annotated[
-    str | None, typer.Option("--scheduler", help="Join the cluster of this scheduler, tcp://host:port.", show_default=False)
+    str | None,
+    typer.Option("--scheduler", help="Join the cluster of this scheduler, tcp://host:port.", show_default=False),
 ]
 SchedulerFileOption = Annotated[
-    Path | None, typer.Option("--scheduler-file", help="Join the cluster that wrote this file.", show_default=False)
+    Path | None,
+    typer.Option("--scheduler-file", help="Join the cluster that wrote this file.", show_default=False),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Worker processes of an own cluster.", show_default="one per core")
+    int | None,
+    typer.Option("--workers", min=1, help="Worker processes of an own cluster.", show_default="one per core"),
 ]
 
 

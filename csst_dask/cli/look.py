@@ -32,7 +32,7 @@ def survey_status(store: str) -> dict[str, Any]:
     from csst_dask.errors import ConfigError
     from csst_dask.schema import STATUSES, ChipKey
     from csst_dask.store import predictions
-    from csst_dask.store.survey import FILES, open_group, open_scalars
+    from csst_dask.store.survey import FILES, array_of, open_group, open_scalars
 
     scalars, group = open_scalars(store), open_group(store)
     status, reason = scalars["status"].values, scalars["reason"].values
@@ -42,7 +42,12 @@ def survey_status(store: str) -> dict[str, Any]:
         keys = zip(scalars["obs_id"].values, scalars["detector"].values, scalars["version"].values, strict=True)
         names = [str(ChipKey(str(obs), int(detector), int(version))) for obs, detector, version in keys]
         return [
-            {"chip": names[row], "row": row, "source": str(scalars["source"].values[row]), "reason": str(reason[row])}
+            {
+                "chip": names[row],
+                "row": row,
+                "source": str(scalars["source"].values[row]),
+                "reason": str(reason[row]),
+            }
             for row in range(len(names))
             if wanted(row)
         ]
@@ -54,7 +59,7 @@ def survey_status(store: str) -> dict[str, Any]:
         predicted = int((found["density_class"].values >= 0).sum())
     except ConfigError:
         predicted = 0
-    files = group[FILES]
+    files = array_of(group, FILES)
     return {
         "store": store,
         "chips": {name: counts.get(name, 0) for name in STATUSES},
@@ -65,14 +70,15 @@ def survey_status(store: str) -> dict[str, Any]:
         "notes": listed(lambda row: status[row] in ("done", "superseded") and reason[row]),
         "files": [
             {"path": str(path), "reason": str(why)}
-            for path, why in zip(files["path"][:], files["reason"][:], strict=True)  # type: ignore[index]
+            for path, why in zip(array_of(files, "path")[:], array_of(files, "reason")[:], strict=True)
         ],
     }
 
 
 @app.command()
 def status(
-    store: StoreOption, json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False
+    store: StoreOption,
+    json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """How many chips of a store are done, rejected or pending, and why."""
     found = survey_status(store)
@@ -82,8 +88,15 @@ def status(
     counts = ", ".join(f"{count} {name}" for name, count in found["chips"].items())
     console.print(f"{store}: {counts}; {found['predicted']} predicted", highlight=False, soft_wrap=True, markup=False)
     if found["routes"]:
-        console.print("routes: " + ", ".join(f"{n} {name}" for name, n in sorted(found["routes"].items())), highlight=False)
-    for heading, name in (("rejected", "rejected"), ("failed, will be tried again", "failed"), ("noted", "notes")):
+        console.print(
+            "routes: " + ", ".join(f"{n} {name}" for name, n in sorted(found["routes"].items())),
+            highlight=False,
+        )
+    for heading, name in (
+        ("rejected", "rejected"),
+        ("failed, will be tried again", "failed"),
+        ("noted", "notes"),
+    ):
         for row in found[name][:SHOWN]:
             console.print(f"{heading}: {row['chip']}: {row['reason']}", highlight=False, soft_wrap=True, markup=False)
         if len(found[name]) > SHOWN:
@@ -103,6 +116,8 @@ def doctor() -> None:
     findings = examine()
     colours = {"ok": "green", "missing": "red", "optional": "yellow"}
     for item in findings:
-        table.add_row(item.what, escape(item.found), f"[{colours[item.verdict]}]{item.verdict}[/] {escape(item.advice)}")
+        table.add_row(
+            item.what, escape(item.found), f"[{colours[item.verdict]}]{item.verdict}[/] {escape(item.advice)}"
+        )
     console.print(table)
     raise typer.Exit(1 if any(item.verdict == "missing" for item in findings) else 0)

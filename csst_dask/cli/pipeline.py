@@ -32,10 +32,18 @@ class Pixels(StrEnum):
 
 
 def configure(
-    config: Path | None, scheduler: str | None, scheduler_file: Path | None, workers: int | None, **settings: Any
+    config: Path | None,
+    scheduler: str | None,
+    scheduler_file: Path | None,
+    workers: int | None,
+    **settings: Any,
 ) -> Config:
     """The configuration file with the command's options on top; section and field are joined by two underscores."""
-    cluster = {"cluster.scheduler": scheduler, "cluster.scheduler_file": scheduler_file, "cluster.workers": workers}
+    cluster = {
+        "cluster.scheduler": scheduler,
+        "cluster.scheduler_file": scheduler_file,
+        "cluster.workers": workers,
+    }
     named = {name.replace("__", "."): value for name, value in settings.items()}
     return with_settings(load_config(config), cluster | named)
 
@@ -92,14 +100,20 @@ def demo(
 
 @app.command()
 def simulate(
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for FITS files and truth.", show_default=False)] = None,
-    store: Annotated[
-        str | None, typer.Option("--store", help="Reduce in memory into this store; no FITS.", show_default=False)
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for FITS files and truth.", show_default=False)
     ] = None,
-    region: Annotated[str | None, typer.Option("--region", help="Sky region, or 'mixed'.", show_default="mixed")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Reduce in memory into this store; no FITS.", show_default=False),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="Sky region, or 'mixed'.", show_default="mixed")
+    ] = None,
     exposures: Annotated[int | None, typer.Option("--exposures", help="Pointings.", show_default="1")] = None,
     detectors: Annotated[
-        str | None, typer.Option("--detectors", help="Such as 6,7,22.", show_default="all 18 imaging detectors")
+        str | None,
+        typer.Option("--detectors", help="Such as 6,7,22.", show_default="all 18 imaging detectors"),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="One seed is one survey.", show_default="0")] = None,
     pixels: Annotated[Pixels | None, typer.Option("--pixels", help="What --store keeps of the pixels.")] = None,
@@ -147,7 +161,12 @@ def ingest(
     from csst_dask.runners.ingest import ingest_survey
 
     chosen = configure(
-        config, scheduler, scheduler_file, workers, ingest__pixels=pixels.value if pixels else None, ingest__truth=truth
+        config,
+        scheduler,
+        scheduler_file,
+        workers,
+        ingest__pixels=pixels.value if pixels else None,
+        ingest__truth=truth,
     )
     missing = [path for path in inputs if not path.exists() and not path.is_symlink()]
     if missing:
@@ -161,7 +180,8 @@ def ingest(
 def predict(
     store: StoreOption,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Folder of the two networks.", show_default="the shipped ones")
+        Path | None,
+        typer.Option("--weights", help="Folder of the two networks.", show_default="the shipped ones"),
     ] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Chips per pass, or auto.", show_default="auto")] = None,
     config: ConfigOption = None,
@@ -174,9 +194,7 @@ def predict(
     from csst_dask.store.survey import open_group
 
     size = int(batch) if batch is not None and batch.lstrip("-").isdigit() else batch
-    chosen = configure(
-        config, scheduler, scheduler_file, workers, inference__weights=weights, inference__batch=size
-    )
+    chosen = configure(config, scheduler, scheduler_file, workers, inference__weights=weights, inference__batch=size)
     open_group(store)
     with connected(chosen) as (client, stages):
         summary = predict_survey(client, store, chosen, *stages("predict"))

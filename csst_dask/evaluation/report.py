@@ -58,7 +58,10 @@ def measure(table: pd.DataFrame) -> dict[str, float]:
         "counted": len(counted),
     }
     if len(counted):
-        truth, count = np.log10(1 + counted["n_bright"].to_numpy(float)), np.log10(1 + counted["bright_count"].to_numpy(float))
+        truth, count = (
+            np.log10(1 + counted["n_bright"].to_numpy(float)),
+            np.log10(1 + counted["bright_count"].to_numpy(float)),
+        )
         inside = (counted["n_bright"] >= np.floor(counted["bright_lower"])) & (
             counted["n_bright"] <= np.ceil(counted["bright_upper"])
         )
@@ -84,18 +87,25 @@ def markdown(table: pd.DataFrame, title: str, pictures: dict[str, str], notes: l
     lines = [f"# {title}", "", *(f"* {note}" for note in notes), ""]
     for caption, path in pictures.items():
         lines += [f"![{caption}]({path})", ""]
-    lines += ["## Predicted against true", "", f"* density class right: {figures['accuracy']:.1%} of {len(table)} chips"]
+    lines += [
+        "## Predicted against true",
+        "",
+        f"* density class right: {figures['accuracy']:.1%} of {len(table)} chips",
+    ]
     lines.append(f"* right or one class off: {figures['within_one_class']:.1%}")
     if "bright_mae_dex" in figures:
-        lines.append(f"* bright stars, mean absolute error: {figures['bright_mae_dex']:.3f} dex ({figures['counted']} chips)")
+        lines.append(
+            f"* bright stars, mean absolute error: {figures['bright_mae_dex']:.3f} dex ({figures['counted']} chips)"
+        )
         lines.append(f"* true count inside the 90 % interval: {figures['interval_coverage']:.1%}")
     lines += [
         "",
-        "| chip | band | stars | true class | class | confidence | bright stars, true | predicted | 90 % interval | route |",
+        "| chip | band | stars | true class | class | confidence "
+        "| bright stars, true | predicted | 90 % interval | route |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in table.itertuples():
-        counted = np.isfinite(row.bright_count)
+        counted = np.isfinite(float(row.bright_count))  # type: ignore[arg-type]
         count = f"{row.bright_count:.0f}" if counted else "bypassed"
         bounds = f"{row.bright_lower:.0f} to {row.bright_upper:.0f}" if counted else ""
         lines.append(
@@ -118,7 +128,10 @@ def plot_counts(table: pd.DataFrame, path: Path) -> None:
         some = counted[counted["band"] == band]
         if len(some):
             x, y = some["n_bright"].clip(lower=0.5), some["bright_count"].clip(lower=0.5)
-            bounds = [(y - some["bright_lower"].clip(lower=0.5)).clip(lower=0), (some["bright_upper"] - y).clip(lower=0)]
+            bounds = [
+                (y - some["bright_lower"].clip(lower=0.5)).clip(lower=0),
+                (some["bright_upper"] - y).clip(lower=0),
+            ]
             left.errorbar(x, y, yerr=bounds, fmt="o", ms=5, lw=1, label=band)
     left.set(xscale="log", yscale="log", xlabel="true bright stars (< 23.5 mag) on the chip", ylabel="predicted")
     left.legend(frameon=False)

@@ -48,9 +48,7 @@ def route(
     applies = {
         "invalid": ~valid,
         "crowded": density_class == N_CLASSES - 1,
-        "review": np.asarray(unlike, bool)
-        | (confidence < config.min_confidence)
-        | (valid & np.isnan(confidence)),
+        "review": np.asarray(unlike, bool) | (confidence < config.min_confidence) | (valid & np.isnan(confidence)),
         "sparse": bright_count < config.min_bright,
     }
     applies["standard"] = ~np.any(list(applies.values()), axis=0)

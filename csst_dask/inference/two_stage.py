@@ -61,9 +61,7 @@ def load_two_stage(folder: str | Path | None = None, device: str = "cpu") -> Two
         that predictions state.
     """
     folder = weights_folder(folder)
-    classifier, regressor = (
-        load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor")
-    )
+    classifier, regressor = (load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor"))
     interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL)
     for model in (classifier, regressor):
         model.module.to(device)
@@ -138,9 +136,7 @@ def _forward(
     return outputs[0], outputs[1]
 
 
-def _assemble(
-    models: TwoStage, probability: NDArray, log_bright: NDArray, band: Sequence[str]
-) -> dict[str, NDArray]:
+def _assemble(models: TwoStage, probability: NDArray, log_bright: NDArray, band: Sequence[str]) -> dict[str, NDArray]:
     classes = probability.argmax(axis=1).astype(np.int8)
     log_bright = np.where(classes == CROWDED, np.float32(np.nan), np.maximum(log_bright, 0))
     lower, upper = interval(log_bright, models.regressor.metadata, INTERVAL_LEVEL)

@@ -145,9 +145,7 @@ def detector_wcs(detector: int, ra0: float, dec0: float, theta: float) -> WCS:
     return wcs
 
 
-def frame_corners(
-    wcs: WCS, shape: tuple[int, int] = FRAME_SHAPE
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def frame_corners(wcs: WCS, shape: tuple[int, int] = FRAME_SHAPE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sky positions of the four outer corners of a frame.
 
     Parameters
@@ -186,9 +184,7 @@ def frame_center(wcs: WCS, shape: tuple[int, int] = FRAME_SHAPE) -> tuple[float,
     return float(ra[0]), float(dec[0])
 
 
-def _sky(
-    wcs: WCS, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sky(wcs: WCS, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """FITS pixel coordinates (first pixel centre at 1) to ra in [0, 360) and dec, deg."""
     world = wcs.all_pix2world(np.column_stack([x, y]), 1)
     ra = np.mod(world[:, wcs.wcs.lng], 360.0)

@@ -92,9 +92,7 @@ def _check_numbers(cards: dict[str, object]) -> None:
             90 if str(cards[f"CTYPE{axis}"]).startswith("DEC") else 360,
         )
         if value is None or abs(value) > limit:
-            raise ChipRejected(
-                f"no usable WCS: CRVAL{axis} is {value}, expected at most {limit} deg; solve it again"
-            )
+            raise ChipRejected(f"no usable WCS: CRVAL{axis} is {value}, expected at most {limit} deg; solve it again")
 
 
 def _without_bad_distortion(cards: dict[str, object], header: fits.Header) -> dict[str, object]:
@@ -126,9 +124,7 @@ def _build_wcs(cards: dict[str, object], shape: tuple[int, int]) -> WCS:
     return wcs
 
 
-def _formula_wcs(
-    header: fits.Header, primary: fits.Header | None, detector: int | None, shape: tuple[int, int]
-) -> WCS:
+def _formula_wcs(header: fits.Header, primary: fits.Header | None, detector: int | None, shape: tuple[int, int]) -> WCS:
     pointing = read_pointing(header, primary)
     angle = next((value for key in _ANGLE if (value := read_number(key, header, primary)) is not None), None)
     if pointing is None or angle is None or detector is None or shape != FRAME_SHAPE:

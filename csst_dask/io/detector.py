@@ -106,18 +106,14 @@ def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Det
     """
     spec = detector_spec(files.key.detector)
     if not spec.imaging:
-        raise ChipRejected(
-            f"detector {spec.id} is not an imaging detector (grating {spec.band}); leave its files out"
-        )
+        raise ChipRejected(f"detector {spec.id} is not an imaging detector (grating {spec.band}); leave its files out")
     with ExitStack() as stack:
         image = stack.enter_context(open_pixels(files.image))
         _check_shape(image, frame, "image")
         flag = _companion(stack, files.flag, image, frame, "flag")
         weight = _companion(stack, files.weight, image, frame, "weight")
         if flag is not None and flag.dtype.kind not in "ui":
-            raise ChipRejected(
-                f"{flag.path} holds {flag.dtype.name} flags, expected unscaled integers; write it again"
-            )
+            raise ChipRejected(f"{flag.path} holds {flag.dtype.name} flags, expected unscaled integers; write it again")
         detector = _describe(files, image, flag, weight)
         stack.pop_all()
     return detector
@@ -146,9 +142,7 @@ def _check_shape(source: PixelSource, frame: tuple[int, int], what: str) -> None
         )
 
 
-def _describe(
-    files: ChipFiles, image: PixelSource, flag: PixelSource | None, weight: PixelSource | None
-) -> Detector:
+def _describe(files: ChipFiles, image: PixelSource, flag: PixelSource | None, weight: PixelSource | None) -> Detector:
     header, primary, key = image.header, image.primary, files.key
     name = parse_name(files.image)
     wcs = clean_wcs(header, image.shape, primary=primary, detector=key.detector)

@@ -111,9 +111,7 @@ def _walk(folder: str, seen: set[str], left: _Left) -> Iterator[str]:
         for entry in ordered:
             if _is_folder(entry):
                 if _promises_fits(entry.name):
-                    left.append(
-                        (entry.path, "a folder named like a FITS file; rename it to have it searched")
-                    )
+                    left.append((entry.path, "a folder named like a FITS file; rename it to have it searched"))
                 else:
                     folders.append(entry.path)
             elif entry.is_symlink() and not os.path.exists(entry.path):
@@ -147,9 +145,7 @@ def _identify(path: str, named: bool, left: _Left) -> _Found | None:
             left.append((path, str(error)))
             return None
         if name is None:
-            left.append(
-                (path, "no key: neither the name nor OBSID and DETECTOR cards give exposure and detector")
-            )
+            left.append((path, "no key: neither the name nor OBSID and DETECTOR cards give exposure and detector"))
     elif name is None:
         if named:
             left.append((path, "neither a FITS file nor a truth catalogue of the survey camera by its name"))
@@ -185,9 +181,7 @@ def _choose_images(images: list[_Found], left: _Left) -> dict[ChipKey, _Found]:
     chosen: dict[ChipKey, _Found] = {}
     for found in images:
         if found.name.level == 0 and found.exposure in reduced:
-            left.append(
-                (found.path, f"level 0 of a chip that is here reduced: {reduced[found.exposure].path}")
-            )
+            left.append((found.path, f"level 0 of a chip that is here reduced: {reduced[found.exposure].path}"))
         elif found.key in chosen:
             left.append((found.path, f"duplicate of {chosen[found.key].path}"))
         else:
@@ -208,9 +202,7 @@ def _by_key(files: list[_Found], images: dict[ChipKey, _Found], left: _Left) -> 
     return chosen
 
 
-def _by_exposure(
-    truths: list[_Found], images: dict[ChipKey, _Found], left: _Left
-) -> dict[tuple[str, int], str]:
+def _by_exposure(truths: list[_Found], images: dict[ChipKey, _Found], left: _Left) -> dict[tuple[str, int], str]:
     """Truth catalogues by exposure and detector: whole before excerpt, beside the image before elsewhere."""
     numbers: dict[tuple[str, int], _Found] = {}
     for image in images.values():

@@ -173,16 +173,10 @@ def survey_name(
     if product not in get_args(Product):
         raise ConfigError(f"product {product!r} found, expected one of {', '.join(get_args(Product))}")
     stem = f"CSST_MSC_MS_WIDE_{t0}_{t1}_{obs_id}_{detector:02d}"
-    if product == "truth":
-        name = f"{stem}_L0_V{version:02d}.cat"
-    else:
-        name = f"{stem}_L{level}_V{version:02d}_{product}.fits"
+    truth, other = f"{stem}_L0_V{version:02d}.cat", f"{stem}_L{level}_V{version:02d}_{product}.fits"
+    name = truth if product == "truth" else other
     parsed = parse_name(name)
-    if (
-        parsed is None
-        or (parsed.obs_id, parsed.t0, parsed.t1) != (obs_id, t0, t1)
-        or detector not in range(1, 31)
-    ):
+    if parsed is None or (parsed.obs_id, parsed.t0, parsed.t1) != (obs_id, t0, t1) or detector not in range(1, 31):
         raise ConfigError(
             f"{name} is not a survey file name; expected an exposure of 9 to 14 digits, a detector from "
             "1 to 30, and times as YYYYMMDDhhmmss: correct these"

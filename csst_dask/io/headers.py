@@ -66,9 +66,7 @@ def read_mjd(header: fits.Header, primary: fits.Header | None = None) -> float:
     return math.nan
 
 
-def read_band(
-    header: fits.Header, primary: fits.Header | None, detector: int, named: str = ""
-) -> tuple[str, str]:
+def read_band(header: fits.Header, primary: fits.Header | None, detector: int, named: str = "") -> tuple[str, str]:
     """Band of a chip: from its name, else FILTER, else CCDLABEL, else the detector.
 
     Parameters
@@ -91,9 +89,7 @@ def read_band(
         If nothing gives an imaging band.
     """
     usual = detector_band(detector)
-    texts = [named] + [
-        str(part.get(key, "")) for key in ("FILTER", "CCDLABEL") for part in (header, primary or {})
-    ]
+    texts = [named] + [str(part.get(key, "")) for key in ("FILTER", "CCDLABEL") for part in (header, primary or {})]
     for text in texts:
         try:
             band = normalise_band(text)

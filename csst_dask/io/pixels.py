@@ -114,8 +114,7 @@ class _PlainPixels(PixelSource):
             count = self._file.readinto(view[done:])
             if not count:
                 raise ChipRejected(
-                    f"{self.path} ends at byte {position + done}, expected {position + len(view)}; "
-                    "copy it again"
+                    f"{self.path} ends at byte {position + done}, expected {position + len(view)}; copy it again"
                 )
             done += count
 
@@ -145,9 +144,7 @@ class _DecodedPixels(PixelSource):
             data = hdus[self.index].data
             if data is None or data.shape != self.shape:
                 found = None if data is None else data.shape
-                raise ChipRejected(
-                    f"{self.path} decodes to shape {found}, expected {self.shape}; copy it again"
-                )
+                raise ChipRejected(f"{self.path} decodes to shape {found}, expected {self.shape}; copy it again")
             return np.asarray(data).astype(self.dtype, copy=False)
 
     def close(self) -> None:
@@ -238,9 +235,7 @@ def refusing(path: str) -> Iterator[None]:
         with quiet():
             yield
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ChipRejected(
-            f"{path} cannot be read: {error.strerror}; check the path and its rights"
-        ) from None
+        raise ChipRejected(f"{path} cannot be read: {error.strerror}; check the path and its rights") from None
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: damaged sizes sent a seek before the start
             raise
@@ -261,9 +256,7 @@ def _packed(path: str) -> bool:
     if start.startswith(_PACKED):
         return True
     if start != b"SIMPLE":
-        raise ChipRejected(
-            f"{path} is not a FITS file: it starts with {start!r}, expected b'SIMPLE'; remove it"
-        )
+        raise ChipRejected(f"{path} is not a FITS file: it starts with {start!r}, expected b'SIMPLE'; remove it")
     return False
 
 
@@ -302,9 +295,7 @@ def _extname(hdu: fits.hdu.base._BaseHDU) -> str:
 def _check_size(path: str, offset: int, data_bytes: int) -> None:
     found, expected = os.stat(path).st_size, offset + data_bytes
     if found < expected:
-        raise ChipRejected(
-            f"{path} is truncated: found {found} bytes, expected at least {expected}; copy it again"
-        )
+        raise ChipRejected(f"{path} is truncated: found {found} bytes, expected at least {expected}; copy it again")
 
 
 def _number(header: fits.Header, keyword: str, default: float) -> float:

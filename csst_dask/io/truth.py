@@ -142,9 +142,7 @@ def _check_end(path: str | os.PathLike[str], n_columns: int) -> None:
         tail = file.read()
     last = tail.rsplit(b"\n", 1)[-1].split()
     if last and not last[0].startswith(b"#") and len(last) < n_columns:
-        raise _NoCountError(
-            f"the last row ends after {len(last)} of {n_columns} columns; write the file again"
-        )
+        raise _NoCountError(f"the last row ends after {len(last)} of {n_columns} columns; write the file again")
 
 
 def _column_names(path: str | os.PathLike[str]) -> tuple[list[str], int]:
@@ -164,9 +162,7 @@ def _count(table: pd.DataFrame, key: ChipKey, band: str, shape: tuple[int, int])
     if table.empty:
         return TruthCounts(0, 0)
     if table[[name for name in _NEEDED if name != "mag"]].isna().to_numpy().any():
-        raise _NoCountError(
-            "some rows lack a position or a type, so the file may be cut short; write it again"
-        )
+        raise _NoCountError("some rows lack a position or a type, so the file may be cut short; write it again")
     _check_rows(table, key, band)
     stars, note = _is_star(table["obj_type"])
     try:
@@ -242,9 +238,7 @@ def write_truth(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]) 
     arrays = {name: np.asarray(value) for name, value in columns.items()}
     lengths = {array.size for array in arrays.values() if array.ndim}
     if len(lengths) > 1 or any(array.ndim > 1 for array in arrays.values()):
-        raise ConfigError(
-            f"truth columns of lengths {sorted(lengths)} found, expected 1-D arrays of one length"
-        )
+        raise ConfigError(f"truth columns of lengths {sorted(lengths)} found, expected 1-D arrays of one length")
     for name, array in arrays.items():
         _check_text(name, array)
     part = Path(f"{os.fspath(path)}.part")
@@ -258,9 +252,7 @@ def _check_text(name: str, array: np.ndarray) -> None:
     if array.dtype.kind in "US":
         for text in np.unique(array):
             if len(str(text).split()) != 1 or str(text).startswith("#"):
-                raise ConfigError(
-                    f"truth column {name} holds {str(text)!r}; expected text without white space"
-                )
+                raise ConfigError(f"truth column {name} holds {str(text)!r}; expected text without white space")
 
 
 def _lines(arrays: dict[str, np.ndarray], rows: int) -> Iterator[str]:

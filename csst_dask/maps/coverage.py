@@ -144,9 +144,7 @@ def visit(
     """
     blocks = np.asarray(valid, np.float64)
     if blocks.ndim != 2 or not blocks.size:
-        raise ChipRejected(
-            f"the valid map has shape {blocks.shape}, expected (ny, nx); ingest the chip again"
-        )
+        raise ChipRejected(f"the valid map has shape {blocks.shape}, expected (ny, nx); ingest the chip again")
     blocks = np.clip(np.nan_to_num(blocks), 0.0, 1.0)
     frame = _frame(corner_ra, corner_dec)
     cells, area, weight = _cover(frame, blocks * _block_areas(frame, blocks.shape), grid, None)
@@ -174,9 +172,7 @@ class _Frame:
 def _frame(corner_ra: ArrayLike, corner_dec: ArrayLike) -> _Frame:
     ra, dec = np.asarray(corner_ra, np.float64), np.asarray(corner_dec, np.float64)
     if ra.shape != (4,) or dec.shape != (4,) or not np.all(np.isfinite([ra, dec])) or np.abs(dec).max() > 90:
-        raise ChipRejected(
-            f"corners RA {ra.tolist()} Dec {dec.tolist()} are not four finite positions; check the WCS"
-        )
+        raise ChipRejected(f"corners RA {ra.tolist()} Dec {dec.tolist()} are not four finite positions; check the WCS")
     corners = unit_vectors(ra, dec)
     chords = np.linalg.norm(corners[:, None] - corners[None], axis=-1)
     span = float(np.degrees(2 * np.arcsin(np.minimum(chords.max() / 2, 1))))

@@ -63,9 +63,7 @@ def to_dataset(sums: DensitySums, grid: HealpixGrid, attrs: Mapping[str, Any] | 
         If `grid` is not the grid of `sums`.
     """
     if sums.nside != grid.nside:
-        raise ConfigError(
-            f"sums of nside {sums.nside} do not fit a grid of nside {grid.nside}; degrade them first"
-        )
+        raise ConfigError(f"sums of nside {sums.nside} do not fit a grid of nside {grid.nside}; degrade them first")
     bands, row = np.unique(sums.band, return_inverse=True)
     cells, column = np.unique(sums.cell, return_inverse=True)
 
@@ -242,8 +240,6 @@ def _joined_attrs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         if name not in joined or joined[name] == value:
             joined[name] = value
             continue
-        values = [
-            item for side in (joined[name], value) for item in (side if isinstance(side, list) else [side])
-        ]
+        values = [item for side in (joined[name], value) for item in (side if isinstance(side, list) else [side])]
         joined[name] = [item for i, item in enumerate(values) if item not in values[:i]]
     return joined

@@ -77,9 +77,7 @@ def empty_sums(nside: int) -> DensitySums:
     """Sums of no chips: the zero of `merge`."""
     index, zeros = np.zeros(0, np.int64), np.zeros(0)
     areas = dict.fromkeys(AREAS, zeros)
-    return DensitySums(
-        nside, band=index, cell=index, n_chips=index, class_area=np.zeros((0, N_CLASSES)), **areas
-    )
+    return DensitySums(nside, band=index, cell=index, n_chips=index, class_area=np.zeros((0, N_CLASSES)), **areas)
 
 
 def chip_sums(chip: ChipForMap, grid: HealpixGrid) -> DensitySums:
@@ -220,9 +218,7 @@ def _check(chip: ChipForMap) -> None:
     if chip.band not in BANDS:
         raise ChipRejected(f"band {chip.band!r} is not one of {', '.join(BANDS)}; check the header")
     if not 0 <= chip.density_class < N_CLASSES:
-        raise ChipRejected(
-            f"density class {chip.density_class} is not 0 to {N_CLASSES - 1}; predict the chip again"
-        )
+        raise ChipRejected(f"density class {chip.density_class} is not 0 to {N_CLASSES - 1}; predict the chip again")
     if not 0 < chip.level < 1:
         raise ChipRejected(f"interval level {chip.level} is not between 0 and 1; predict the chip again")
     bounds = (chip.bright_lower, chip.bright_upper)

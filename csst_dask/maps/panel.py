@@ -142,9 +142,7 @@ def frame_patch(ax: Axes, patch: Patch, grid: HealpixGrid, dec_labels: bool = Tr
         ax.plot(*xy.T, color="0.55", lw=0.5, ls=":", zorder=3)
         _label(ax, xy, 1, _degrees(ra % 360, ra_step))
     for dec in np.arange(np.ceil(low / dec_step), high / dec_step + 1e-9) * dec_step:
-        xy = tangent_plane(
-            unit_vectors(patch.ra + reach * (2 * lines - 1), dec + 0 * lines), patch.ra, patch.dec
-        )
+        xy = tangent_plane(unit_vectors(patch.ra + reach * (2 * lines - 1), dec + 0 * lines), patch.ra, patch.dec)
         ax.plot(*xy.T, color="0.55", lw=0.5, ls=":", zorder=3)
         if dec_labels:
             _label(ax, xy, 0, _degrees(dec, dec_step, "+"))

@@ -134,9 +134,7 @@ def _columns(ds: xr.Dataset, true_density: NDArray[np.float64] | None) -> list[_
     known = np.isfinite(density) & (density > 0)
     relative = 100 * np.divide(error, density, out=np.full(density.shape, np.nan), where=known)
     top = float(np.nanmax(relative)) if np.isfinite(relative).any() else 1.0
-    columns.append(
-        _Column("error of the density [%]", relative, Normalize(0, max(top, 1.0)), colormaps["cividis"])
-    )
+    columns.append(_Column("error of the density [%]", relative, Normalize(0, max(top, 1.0)), colormaps["cividis"]))
     return columns
 
 
@@ -163,9 +161,7 @@ def _draw(
     _header(figure, ds, grid, found, area, width, height)
     for c, column in enumerate(columns):
         left = (0.65 + _PANEL * c) / width
-        _colour_bar(
-            figure, column, (left, 1 - _HEADER / height + 0.08 / height), (_PANEL - 0.35) / width, height
-        )
+        _colour_bar(figure, column, (left, 1 - _HEADER / height + 0.08 / height), (_PANEL - 0.35) / width, height)
         for r, (k, patch, b) in enumerate(rows):
             bottom = 1 - (_HEADER + (tall + 0.12) * (r + 1) - 0.02) / height
             box = (left, bottom, (_PANEL - 0.35) / width, (tall - 0.35) / height)
@@ -198,9 +194,7 @@ def _panel(ax: Axes, ds: xr.Dataset, grid: HealpixGrid, patch: Patch, band: int,
         draw_cells(ax, patch, grid, cells[here][known], colours, **line)
 
 
-def _colour_bar(
-    figure: Figure, column: _Column, corner: tuple[float, float], width: float, height: float
-) -> None:
+def _colour_bar(figure: Figure, column: _Column, corner: tuple[float, float], width: float, height: float) -> None:
     ax = figure.add_axes((*corner, width, 0.11 / height))
     bar = figure.colorbar(ScalarMappable(column.norm, column.cmap), cax=ax, orientation="horizontal")
     if column.ticks is not None:
@@ -234,16 +228,12 @@ def _header(
     if (np.isnan(ds["bright_star_density"].values) & (ds["n_chips"].values > 0)).any():
         lines.append("grey: too crowded, not counted")
     figure.text(0.3 / width, 1 - 0.3 / height, "Star density", fontsize=15, fontweight="bold", va="top")
-    figure.text(
-        0.3 / width, 1 - 0.65 / height, "\n".join(lines), fontsize=8.5, va="top", linespacing=1.5, color="0.2"
-    )
+    figure.text(0.3 / width, 1 - 0.65 / height, "\n".join(lines), fontsize=8.5, va="top", linespacing=1.5, color="0.2")
 
 
 def _locator(figure: Figure, found: list[Patch], width: float, height: float) -> None:
     """Small whole sky, RA 0 in the middle and east to the left, with a dot for each patch."""
-    sky = figure.add_axes(
-        (1 - 2.75 / width, 1 - 1.42 / height, 2.5 / width, 1.25 / height), projection="mollweide"
-    )
+    sky = figure.add_axes((1 - 2.75 / width, 1 - 1.42 / height, 2.5 / width, 1.25 / height), projection="mollweide")
     frame_sky(sky, labels=False)
     x, y = sky_position([patch.ra for patch in found], [patch.dec for patch in found])
     sky.scatter(x, y, s=14, color="#d55e00", zorder=4)

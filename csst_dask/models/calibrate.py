@@ -14,9 +14,7 @@ LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
 """Levels that are stored with the weights."""
 
 
-def residual_quantiles(
-    truth: ArrayLike, predicted: ArrayLike, levels: Sequence[float] = LEVELS
-) -> dict[str, Any]:
+def residual_quantiles(truth: ArrayLike, predicted: ArrayLike, levels: Sequence[float] = LEVELS) -> dict[str, Any]:
     """Bounds of truth - predicted that hold a share ``level`` of new chips.
 
     Split conformal prediction [1]_ with signed residuals and the two tails apart: of n residuals the

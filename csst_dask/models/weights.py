@@ -149,9 +149,7 @@ def load_weights(path: str | Path, task: str | None = None) -> LoadedModel:
         raise ConfigError(f"{path} holds a {metadata['task']}; expected a {task}: name another file")
     try:
         module = BUILDERS[metadata["task"]](metadata["arch"], metadata["channels"])
-        module.load_state_dict(
-            {name: t.float() if t.is_floating_point() else t for name, t in load(data).items()}
-        )
+        module.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in load(data).items()})
     except ConfigError as error:
         raise ConfigError(f"{path} holds a network that this release cannot build: {error}") from None
     except (SafetensorError, RuntimeError, ValueError, TypeError) as error:

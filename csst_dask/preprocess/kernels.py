@@ -40,7 +40,7 @@ def _value(pixel):
 @overload(_value, inline="always")
 def _value_overload(pixel):
     if pixel == types.uint32:
-        return lambda pixel: _float_of_swapped_bits(pixel)
+        return lambda pixel: _float_of_swapped_bits(pixel)  # type: ignore[call-arg]
     return lambda pixel: np.float32(pixel)
 
 
@@ -124,7 +124,11 @@ def _fold_columns(x0, x1, nx, ox, count, first, second, peak, sums, top):
         # the border columns were added whole: take off what belongs to the neighbours
         k = start - x0
         over = ox - head
-        n, s, q = whole_n * ox - count[k] * over, whole_s - first[k] * over / ox, whole_q - second[k] * over / ox
+        n, s, q = (
+            whole_n * ox - count[k] * over,
+            whole_s - first[k] * over / ox,
+            whole_q - second[k] * over / ox,
+        )
         if stop - start > 1:
             k = stop - 1 - x0
             over = ox - tail
@@ -273,8 +277,7 @@ def decode_rows(raw, flags, weights, table, nonfinite, bad, image, mask):
     mask : (h, w) uint8 array
         Receives the mask bits.
     """
-    h, w = raw.shape
-    for y in range(h):
+    for y in range(raw.shape[0]):
         source, target, bits = raw[y, :], image[y, :], mask[y, :]
         for x in range(source.shape[0]):
             value = _value(source[x])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,14 +148,14 @@ def ingest_chip(files: ChipFiles, row: int, store: str, config: Config) -> ChipR
     """
     start = time.perf_counter()
     try:
-        with read_detector(files, tuple(config.ingest.frame)) as detector:
+        with read_detector(files, config.ingest.frame) as detector:
             info, notes = detector.info(), list(detector.notes)
             writer = ChipWriter(store, row)
             reduced = _pixel_pass(config, _thread()).run(_rows_of(detector), writer)
             info = _complete(info, reduced)
             writer.write_maps(reduced.maps, detector.cards)
         if files.truth and config.ingest.truth:
-            counts = read_truth(files.truth, files.key, info.band, tuple(config.ingest.frame))
+            counts = read_truth(files.truth, files.key, info.band, config.ingest.frame)
             info = replace(info, n_star=counts.n_star, n_bright=counts.n_bright)
             notes += [counts.note] if counts.note else []
     except ChipRejected as error:
@@ -178,12 +180,10 @@ def simulate_to_store(exposure: Exposure, detector: int, row: int, store: str, c
     Parameters and return value are those of `ingest_chip`, with the chip's exposure and detector for its files.
     """
     start = time.perf_counter()
-    chip = _renderer(tuple(config.ingest.frame), _thread()).render(exposure, detector)
+    chip = _renderer(config.ingest.frame, _thread()).render(exposure, detector)
     rendered = time.perf_counter()
     writer = ChipWriter(store, row)
-    reduced = _pixel_pass(config, _thread()).run(
-        lambda y0, y1: (chip.image[y0:y1], chip.flags[y0:y1], None), writer
-    )
+    reduced = _pixel_pass(config, _thread()).run(lambda y0, y1: (chip.image[y0:y1], chip.flags[y0:y1], None), writer)
     primary, image = make_headers(chip)
     cards = np.frombuffer((primary.tostring(endcard=False) + image.tostring(endcard=False)).encode(), np.uint8)
     writer.write_maps(reduced.maps, cards)
@@ -203,14 +203,10 @@ def simulate_to_files(exposure: Exposure, detector: int, folder: str, config: Co
     n_star, n_bright : int
         Truth.
     """
-    from pathlib import Path
-
-    chip = _renderer(tuple(config.ingest.frame), _thread()).render(exposure, detector)
+    chip = _renderer(config.ingest.frame, _thread()).render(exposure, detector)
     return write_chip(chip, Path(folder)), chip.n_star, chip.n_bright
 
 
 def _thread() -> int:
     """Buffers belong to one thread of one process."""
-    import threading
-
     return hash((os.getpid(), threading.get_ident()))

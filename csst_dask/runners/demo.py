@@ -91,7 +91,7 @@ def run_demo(
     plot_counts(table, out / "counts.png")
     pictures = {"Star density on the sky": "map.png", "Predicted against true counts": "counts.png"}
     notes = [
-        f"{len(table)} detector images of {config.ingest.frame[1]} x {config.ingest.frame[0]} pixels, simulated with truth",
+        f"{len(table)} detector images of {config.ingest.frame[1]} x {config.ingest.frame[0]} pixels, simulated",
         f"finished in {time.monotonic() - start:.0f} s on {len(client.nthreads())} workers",
     ]
     report = out / "report.md"

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-CORE = ("dask", "distributed", "xarray", "zarr", "numpy", "numba", "astropy", "torch", "torchvision", "healpix_geo")
+CORE = (
+    "dask",
+    "distributed",
+    "xarray",
+    "zarr",
+    "numpy",
+    "numba",
+    "astropy",
+    "torch",
+    "torchvision",
+    "healpix_geo",
+)
 EXTRAS = {
     "dask_cuda": ("gpu", "one worker per GPU"),
     "dask_jobqueue": ("slurm", "workers as SLURM jobs"),

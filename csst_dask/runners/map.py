@@ -29,6 +29,7 @@ from csst_dask.maps import (
 )
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.schema import CHANNELS, ROUTE_FLAGS
+from csst_dask.store.survey import array_of
 
 BLOCK = 64
 """Chips per task."""
@@ -52,10 +53,10 @@ def map_block(store: str, rows: Sequence[int], chips: Sequence[dict], nside: int
     -------
     list of DensitySums
     """
-    reduced, grid = zarr.open_group(store, mode="r")["reduced"], HealpixGrid(nside)
+    reduced, grid = array_of(zarr.open_group(store, mode="r"), "reduced"), HealpixGrid(nside)
     valid = CHANNELS.index("valid")
     return [
-        chip_sums(ChipForMap(valid=np.asarray(reduced[row, valid]), **chip), grid)  # type: ignore[index]
+        chip_sums(ChipForMap(valid=np.asarray(reduced[row, valid]), **chip), grid)
         for row, chip in zip(rows, chips, strict=True)
     ]
 
@@ -98,10 +99,10 @@ def density_sums(
     records = _records(chosen)
     if expect is not None:
         expect(len(rows))
-    tasks = [
-        Task(f"chips-{rows[k]}-{rows[min(k + BLOCK, len(rows)) - 1]}", (path, rows[k : k + BLOCK], records[k : k + BLOCK], nside), k // BLOCK)
-        for k in range(0, len(rows), BLOCK)
-    ]  # fmt: skip
+    tasks = []
+    for k in range(0, len(rows), BLOCK):
+        block = rows[k : k + BLOCK]
+        tasks.append(Task(f"chips-{block[0]}-{block[-1]}", (path, block, records[k : k + BLOCK], nside), k // BLOCK))
     early: dict[int, list[DensitySums]] = {}
     ordered: list[DensitySums] = []
     total, following = empty_sums(nside), 0
@@ -121,9 +122,8 @@ def density_sums(
 
 
 def _records(chosen: xr.Dataset) -> list[dict]:
-    column = {name: chosen[name].values for name in (
-        "band", "corner_ra", "corner_dec", "bright_count", "bright_lower", "bright_upper", "density_class", "route_flags",
-    )}  # fmt: skip
+    counts = ("bright_count", "bright_lower", "bright_upper", "density_class", "route_flags")
+    column = {name: chosen[name].values for name in ("band", "corner_ra", "corner_dec", *counts)}
     level = float(chosen.attrs.get("interval_level", 0.9))
     return [
         {
@@ -165,7 +165,9 @@ def map_survey(
     xarray.Dataset
     """
     sums = density_sums(client, predictions, config.nside, progress, expect)
-    attrs = {name: predictions.attrs[name] for name in ("classifier_sha256", "regressor_sha256") if name in predictions.attrs}
+    attrs = {
+        name: predictions.attrs[name] for name in ("classifier_sha256", "regressor_sha256") if name in predictions.attrs
+    }
     sky = to_dataset(sums, HealpixGrid(config.nside), attrs)
     if add is not None:
         sky = add_maps(open_map(add).load(), sky)

@@ -17,7 +17,7 @@ from csst_dask.runners.ledger import Summary
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.schema import ROUTE_FLAGS, ROUTES
 from csst_dask.store import predictions as store
-from csst_dask.store.survey import open_scalars
+from csst_dask.store.survey import array_of, open_scalars
 
 if TYPE_CHECKING:
     from csst_dask.inference.two_stage import TwoStage
@@ -46,7 +46,12 @@ def _models(folder: str, checksums: tuple[str, ...]) -> TwoStage:
 
 
 def predict_block(
-    path: str, rows: Sequence[int], wanted: Sequence[int], scalars: dict, folder: str, checksums: tuple[str, ...]
+    path: str,
+    rows: Sequence[int],
+    wanted: Sequence[int],
+    scalars: dict,
+    folder: str,
+    checksums: tuple[str, ...],
 ) -> dict[str, NDArray]:
     """Predict some chips of one block.
 
@@ -74,12 +79,12 @@ def predict_block(
     """
     from csst_dask.inference.two_stage import predict_batch
 
-    reduced = zarr.open_group(path, mode="r")["reduced"]
-    maps = np.zeros((len(rows), *reduced.shape[1:]), np.float32)  # type: ignore[union-attr]
+    reduced = array_of(zarr.open_group(path, mode="r"), "reduced")
+    maps = np.zeros((len(rows), *reduced.shape[1:]), np.float32)
     padded = {name: np.ones(len(rows)) for name in SCALARS if name != "band"}
     band = np.full(len(rows), "g", dtype=object)
     for place, k in enumerate(wanted):
-        maps[k] = reduced[rows[k]]  # type: ignore[index]
+        maps[k] = reduced[rows[k]]
         band[k] = str(scalars["band"][place])
         for name in padded:
             padded[name][k] = scalars[name][place]
@@ -173,7 +178,9 @@ def route_survey(path: str, config: Config, attrs: dict) -> None:
     names[rejected], flags[rejected] = ROUTES[0], ROUTE_FLAGS[ROUTES[0]]
     rows = np.arange(status.size)
     store.write(
-        path, rows, {v.name: scalars[v.name].values for v in store.COPIED} | {"route": names, "route_flags": flags}
+        path,
+        rows,
+        {v.name: scalars[v.name].values for v in store.COPIED} | {"route": names, "route_flags": flags},
     )
     if not predicted.all():
         gone = rows[~predicted]

@@ -60,9 +60,7 @@ def run_tasks(
     pending: dict[Any, Task] = {}
 
     def submit(task: Task) -> Any:
-        future = client.submit(
-            function, *task.args, key=f"{stage}-{task.name}-{run}", retries=RETRIES, pure=False
-        )
+        future = client.submit(function, *task.args, key=f"{stage}-{task.name}-{run}", retries=RETRIES, pure=False)
         pending[future.key] = task
         return future
 
@@ -70,10 +68,7 @@ def run_tasks(
     try:
         for future in done:
             task = pending.pop(future.key)
-            if future.status == "finished":
-                result = future.result()
-            else:
-                result = Failure(_why(future))
+            result = future.result() if future.status == "finished" else Failure(_why(future))
             future.release()
             for following in islice(source, max(1, _window(client) - len(pending))):
                 done.add(submit(following))

@@ -152,7 +152,15 @@ def add_cosmic_rays(
     n = rng.poisson(model.cosmic_ray_rate * model.area * exptime * ny * nx / 85_082_112)
     length = rng.lognormal(1.2, 0.7, n)
     charge = 800.0 * np.hypot(length, 1.5) * rng.uniform(0.7, 1.3, n)
-    _tracks(frame, flags, rng.uniform(0, ny, n), rng.uniform(0, nx, n), rng.uniform(0, 2 * np.pi, n), length, charge)
+    _tracks(
+        frame,
+        flags,
+        rng.uniform(0, ny, n),
+        rng.uniform(0, nx, n),
+        rng.uniform(0, 2 * np.pi, n),
+        length,
+        charge,
+    )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -171,7 +179,5 @@ def inverse_variance(
 ) -> NDArray[np.float32]:
     """Weight map of an observed image: 1 / variance in (s/e-)2, and 0 wherever a flag is set."""
     weight = np.empty_like(image)
-    _inverse_variance(
-        image, flags, np.float32(model.dark), np.float32(model.read_noise), np.float32(exptime), weight
-    )
+    _inverse_variance(image, flags, np.float32(model.dark), np.float32(model.read_noise), np.float32(exptime), weight)
     return weight

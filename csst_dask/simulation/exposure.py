@@ -14,7 +14,15 @@ from csst_dask.instrument.bands import BAND_TABLE
 from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS
 from csst_dask.schema import BRIGHT_LIMIT, FRAME_SHAPE
 from csst_dask.simulation import detector as ccd
-from csst_dask.simulation.galaxy import MIXED, StarLaw, band_magnitudes, draw_count, draw_law, draw_magnitudes, region
+from csst_dask.simulation.galaxy import (
+    MIXED,
+    StarLaw,
+    band_magnitudes,
+    draw_count,
+    draw_law,
+    draw_magnitudes,
+    region,
+)
 from csst_dask.simulation.noise import observe
 from csst_dask.simulation.psf import PIXEL, gaussian_fwhm, make_psf
 from csst_dask.simulation.render import add_stars

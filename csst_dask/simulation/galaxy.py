@@ -94,7 +94,7 @@ def draw_count(name: str, index: int, rng: np.random.Generator) -> float:
         k = index % 6
         if k == 0:
             return 0.0
-        low = CLASS_EDGES[k - 1]
+        low = float(CLASS_EDGES[k - 1])
         return float(10 ** rng.uniform(np.log10(low), np.log10(low) + (2.0 if k == 1 else 0.4 if k == 5 else 1.0)))
     low, high = region(name).n_star
     return float(10 ** rng.uniform(np.log10(max(low, 1)), np.log10(high)))
@@ -127,9 +127,7 @@ def draw_magnitudes(law: StarLaw, n: int, rng: np.random.Generator) -> NDArray[n
     return np.interp(rng.random(n), cumulative / cumulative[-1], grid)
 
 
-def band_magnitudes(
-    g: NDArray[np.float64], law: StarLaw, band: str, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def band_magnitudes(g: NDArray[np.float64], law: StarLaw, band: str, rng: np.random.Generator) -> NDArray[np.float64]:
     """Magnitudes in a band from those in g.
 
     Stellar locus of Juric et al. (2008, ApJ 673, 864) in g-r against r-i with linear extensions to the other bands;

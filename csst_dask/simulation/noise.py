@@ -45,7 +45,7 @@ def _mix(x):
 @numba.njit(inline="always")
 def _log(x):
     """Natural logarithm of a normal float32 (polynomial of Cephes logf, S. L. Moshier; error below 2e-7)."""
-    bits = np.uint32(_float_to_bits(x) - np.uint32(0x3F3504F3))  # so that the mantissa lies in [sqrt(1/2), sqrt 2)
+    bits = np.uint32(_float_to_bits(x) - np.uint32(0x3F3504F3))  # type: ignore[call-arg]
     exponent = np.float32(np.int32(bits) >> np.int32(23))
     m = _bits_to_float(np.uint32((bits & np.uint32(0x007FFFFF)) + np.uint32(0x3F3504F3))) - np.float32(1)
     p = np.float32(7.0376836292e-2)

@@ -95,9 +95,7 @@ def make_psf(wavelength: float, jitter: float) -> PSF:
     for p in range(PHASES):
         for q in range(PHASES):
             # the source lies at (p + 1/2)/16 of the central pixel: sub-cell centres average its two neighbours
-            box = 0.25 * sum(
-                _boxes(integral, PHASES - p - a, PHASES - q - b, size) for a in (0, 1) for b in (0, 1)
-            )
+            box = 0.25 * sum(_boxes(integral, PHASES - p - a, PHASES - q - b, size) for a in (0, 1) for b in (0, 1))
             stamps[p, q] = box
     wings = _profile(np.arange(2 * WING_RADIUS + 2) / 2, fwhm).astype(np.float32)
     return PSF(stamps, wings, float(stamps.max()))

@@ -19,7 +19,8 @@ HEADER_BYTES = 92_160
 """Room for the cards of a chip: 1152 cards."""
 
 COORDINATES = (
-    "obs_id", "detector", "version", "band", "exptime", "mjd", "ra", "dec", "corner_ra", "corner_dec", "field", "header",
+    "obs_id", "detector", "version", "band", "exptime", "mjd", "ra", "dec", "corner_ra", "corner_dec", "field",
+    "header",
 )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def pixel_variables(
         {"long_name": "FITS cards of the primary and the image header, 80 ASCII bytes each"},
         (HEADER_BYTES,), (1, HEADER_BYTES), None, mask_codec(),
     )  # fmt: skip
-    kept = (reduced, header)
+    kept: tuple[Variable, ...] = (reduced, header)
     if keep_mask:
         kept = (mask, *kept)
     return kept if pixels == "none" else (image, *kept)

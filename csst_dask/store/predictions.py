@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from csst_dask.errors import ConfigError
 from csst_dask.schema import CLASS_LABELS, N_CLASSES, ROUTE_FLAGS
 from csst_dask.store.layout import CHIP_VARIABLES, COORDINATES, NAN, Variable
-from csst_dask.store.survey import PREDICTIONS, create_array, open_group, write_columns
+from csst_dask.store.survey import PREDICTIONS, array_of, create_array, open_group, write_columns
 
 COPIED = tuple(v for v in CHIP_VARIABLES if v.name in COORDINATES)
 """Coordinates that the group repeats."""
@@ -77,18 +77,20 @@ def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int
         group = root.create_group(PREDICTIONS, overwrite=True)
         for variable in (*COPIED, *PREDICTED, *ROUTED):
             create_array(group, variable)
-        level = group.create_array("density_level", shape=(N_CLASSES,), dtype=np.int8, dimension_names=("density_level",))
+        level = group.create_array(
+            "density_level", shape=(N_CLASSES,), dtype=np.int8, dimension_names=("density_level",)
+        )
         level[:] = np.arange(N_CLASSES)
         level.attrs.update({"long_name": "density class", "flag_meanings": " ".join(CLASS_LABELS)})
         group.attrs.update({**identity, "coordinates": " ".join(v.name for v in COPIED)})
     for variable in (*COPIED, *PREDICTED, *ROUTED):
-        group[variable.name].resize((rows, *variable.shape))  # type: ignore[union-attr]
-    return np.asarray(group["density_class"][:])  # type: ignore[index]
+        array_of(group, variable.name).resize((rows, *variable.shape))
+    return np.asarray(array_of(group, "density_class")[:])
 
 
-def write(path: str, rows: Sequence[int], values: Mapping[str, NDArray]) -> None:
+def write(path: str, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
     """Write predictions, or coordinates and routes, of some rows; client only."""
-    write_columns(open_group(path, "r+")[PREDICTIONS], rows, values)  # type: ignore[arg-type]
+    write_columns(array_of(open_group(path, "r+"), PREDICTIONS), rows, values)
 
 
 def describe(path: str, attrs: Mapping[str, Any]) -> None:

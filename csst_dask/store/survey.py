@@ -33,6 +33,11 @@ FILES = "files"
 PREDICTIONS = "predictions"
 
 
+def array_of(group: zarr.Group, name: str) -> Any:
+    """An array of a group; Zarr's own types do not tell it from a group or a scalar."""
+    return group[name]
+
+
 def create_array(group: zarr.Group, variable: Variable, rows: int = 0) -> zarr.Array:
     """Create one array with dimension names and attributes."""
     return group.create_array(
@@ -141,7 +146,7 @@ def open_survey(path: str | Path) -> xr.Dataset:
 def open_scalars(path: str | Path) -> xr.Dataset:
     """The per-chip variables of a store, loaded; no pixels, maps or headers."""
     group = open_group(str(path))
-    data = {v.name: (v.dims, group[v.name][:], dict(v.attrs)) for v in CHIP_VARIABLES}  # type: ignore[index]
+    data = {v.name: (v.dims, array_of(group, v.name)[:], dict(v.attrs)) for v in CHIP_VARIABLES}
     rows = len(data["status"][1])
     return xr.Dataset(data, coords={"chip": np.arange(rows)}, attrs=dict(group.attrs))
 
@@ -168,7 +173,7 @@ def check_same_format(path: str, config: IngestConfig, mask: MaskConfig) -> None
 def chip_rows(path: str) -> dict[ChipKey, int]:
     """Row of every chip that has one."""
     group = open_group(path)
-    columns = (group[name][:] for name in ("obs_id", "detector", "version"))  # type: ignore[index]
+    columns = (array_of(group, name)[:] for name in ("obs_id", "detector", "version"))
     return {
         ChipKey(str(obs_id), int(detector), int(version)): row
         for row, (obs_id, detector, version) in enumerate(zip(*columns, strict=True))
@@ -190,16 +195,14 @@ def allocate(path: str, keys: Sequence[ChipKey]) -> list[int]:
         Row of each key.
     """
     group = open_group(path, "r+")
-    names = [name for name, array in group.arrays() if array.metadata.dimension_names[0] == "chip"]  # type: ignore[union-attr, index]
+    names = [name for name, _ in group.arrays() if array_of(group, name).metadata.dimension_names[0] == "chip"]
     # status last: a client that dies on the way leaves arrays of unequal length, which the next one mends
     names.sort(key=lambda name: name == "status")
-    start = int(group["status"].shape[0])  # type: ignore[union-attr]
+    start = int(array_of(group, "status").shape[0])
     rows = list(range(start, start + len(keys)))
     for name in names:
-        array = group[name]
-        array.resize((start + len(keys), *array.shape[1:]))  # type: ignore[union-attr]
-        if name == "status":
-            continue
+        array = array_of(group, name)
+        array.resize((start + len(keys), *array.shape[1:]))
     write_columns(
         group,
         rows,
@@ -212,14 +215,14 @@ def allocate(path: str, keys: Sequence[ChipKey]) -> list[int]:
     return rows
 
 
-def write_columns(group: zarr.Group, rows: Sequence[int], columns: Mapping[str, ArrayLike]) -> None:
+def write_columns(group: zarr.Group, rows: Sequence[int] | NDArray[np.int64], columns: Mapping[str, ArrayLike]) -> None:
     """Write per-chip values of some rows; client only."""
     if not len(rows):
         return
     index = np.asarray(rows)
     for name, values in columns.items():
         array = np.asarray(values)
-        group[name].oindex[index] = array.astype(object) if array.dtype.kind in "OUT" else array  # type: ignore[union-attr]
+        array_of(group, name).oindex[index] = array.astype(object) if array.dtype.kind in "OUT" else array
 
 
 def write_results(path: str, rows: Sequence[int], results: Sequence[ChipResult]) -> None:
@@ -245,14 +248,14 @@ def _column(values: list) -> NDArray:
 
 def write_files(path: str, files: Sequence[tuple[str, str]]) -> None:
     """Record inputs that gave no chip; an input that is recorded already keeps its row."""
-    group = open_group(path, "r+")[FILES]
-    known = {str(name): row for row, name in enumerate(group["path"][:])}  # type: ignore[index]
+    group = array_of(open_group(path, "r+"), FILES)
+    known = {str(name): row for row, name in enumerate(array_of(group, "path")[:])}
     new = [name for name, _ in files if name not in known]
     known |= {name: len(known) + k for k, name in enumerate(new)}
     for name in ("path", "reason"):
-        group[name].resize((len(known),))  # type: ignore[index, union-attr]
+        array_of(group, name).resize((len(known),))
     write_columns(
-        group,  # type: ignore[arg-type]
+        group,
         [known[name] for name, _ in files],
         {"path": _column([name for name, _ in files]), "reason": _column([why for _, why in files])} if files else {},
     )
@@ -271,8 +274,9 @@ class ChipWriter:
     def __init__(self, path: str, row: int):
         group = zarr.open_group(path, mode="r+")
         self.row = row
-        self._image, self._mask = group.get("image"), group.get("mask")
-        self._reduced, self._header = group["reduced"], group["header"]
+        self._image: Any = group.get("image")
+        self._mask: Any = group.get("mask")
+        self._reduced, self._header = array_of(group, "reduced"), array_of(group, "header")
 
     @property
     def band_rows(self) -> int | None:
@@ -280,19 +284,19 @@ class ChipWriter:
         array = self._image if self._image is not None else self._mask
         if array is None:
             return None
-        return int((array.shards or array.chunks)[1])  # type: ignore[union-attr]
+        return int((array.shards or array.chunks)[1])
 
     def write_pixels(self, y0: int, image: NDArray[np.float32], mask: NDArray[np.uint8]) -> None:
         """Write whole rows that begin at ``y0``, a multiple of `band_rows`."""
         stop = y0 + image.shape[0]
         if self._image is not None:
-            self._image[self.row, y0:stop] = image  # type: ignore[index]
+            self._image[self.row, y0:stop] = image
         if self._mask is not None:
-            self._mask[self.row, y0:stop] = mask  # type: ignore[index]
+            self._mask[self.row, y0:stop] = mask
 
     def write_maps(self, maps: NDArray, cards: NDArray[np.uint8]) -> None:
         """Write the reduced maps (channel, iy, ix) and the header cards."""
-        self._reduced[self.row] = maps.astype(np.float32)  # type: ignore[index]
+        self._reduced[self.row] = maps.astype(np.float32)
         padded = np.full(HEADER_BYTES, 32, np.uint8)
         padded[: min(cards.size, HEADER_BYTES)] = cards[:HEADER_BYTES]
-        self._header[self.row] = padded  # type: ignore[index]
+        self._header[self.row] = padded

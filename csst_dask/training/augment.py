@@ -51,9 +51,7 @@ def apply_dihedral(maps: Tensor, symmetry: NDArray[np.int64]) -> Tensor:
     """
     bits = torch.as_tensor(np.asarray(symmetry), device=maps.device)[:, None, None, None]
     if maps.shape[-1] != maps.shape[-2] and bool((bits & TRANSPOSE).any()):
-        raise ValueError(
-            f"maps of shape {tuple(maps.shape[-2:])} cannot be transposed in place; use square ones"
-        )
+        raise ValueError(f"maps of shape {tuple(maps.shape[-2:])} cannot be transposed in place; use square ones")
     maps = torch.where((bits & FLIP_Y) > 0, maps.flip(-2), maps)
     maps = torch.where((bits & FLIP_X) > 0, maps.flip(-1), maps)
     if maps.shape[-1] == maps.shape[-2]:
@@ -95,8 +93,6 @@ def apply_jitter(inputs: Tensor, jitter: NDArray[np.float32]) -> Tensor:
     -------
     (n, 2, y, x) tensor
     """
-    contrast, brightness = torch.as_tensor(jitter, device=inputs.device, dtype=inputs.dtype).T[
-        :, :, None, None
-    ]
+    contrast, brightness = torch.as_tensor(jitter, device=inputs.device, dtype=inputs.dtype).T[:, :, None, None]
     image, mask = inputs[:, 0], inputs[:, 1]
     return torch.stack([contrast * image + brightness * mask, mask], dim=1)

@@ -74,9 +74,7 @@ class FitResult:
         """
         metadata = load_weights(out / f"{task}.safetensors", task).metadata
         training = metadata["training"]
-        metrics = {
-            name: (_number(value), _number(error)) for name, (value, error) in metadata["metrics"].items()
-        }
+        metrics = {name: (_number(value), _number(error)) for name, (value, error) in metadata["metrics"].items()}
         return cls(
             out / f"{task}.safetensors",
             out / f"{task}.md",
@@ -115,9 +113,7 @@ def finish(
     metadata = _describe(run, metrics, len(history), best)
     if name == "regressor":
         rows = run.split.validation
-        metadata["residual_quantiles"] = residual_quantiles(
-            run.targets[rows], predict_rows(run, module, rows)
-        )
+        metadata["residual_quantiles"] = residual_quantiles(run.targets[rows], predict_rows(run, module, rows))
     weights, card = out / f"{name}.safetensors", out / f"{name}.md"
     write_model_card(
         card,

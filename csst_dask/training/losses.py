@@ -32,9 +32,7 @@ def class_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor
     return functional.cross_entropy(logits, target, label_smoothing=smoothing)
 
 
-def count_loss(
-    predicted: Tensor, target: Tensor, alpha: float = 1.0, beta: float = 1.0, gamma: float = 0.1
-) -> Tensor:
+def count_loss(predicted: Tensor, target: Tensor, alpha: float = 1.0, beta: float = 1.0, gamma: float = 0.1) -> Tensor:
     """alpha MSE + beta MAE + gamma relative MSE, the last one limited per chip (paper, section 3.2.2).
 
     Parameters

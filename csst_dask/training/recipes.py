@@ -113,9 +113,7 @@ def build_schedule(kind: str, optimiser: torch.optim.Optimizer, steps: int, pati
     torch.optim.lr_scheduler.LambdaLR or ReduceLROnPlateau
     """
     if kind == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimiser, factor=0.5, patience=max(1, patience // 3)
-        )
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=max(1, patience // 3))
     climb = max(1, round(WARM_UP * steps))
 
     def factor(step: int) -> float:

@@ -106,9 +106,7 @@ class InputCache:
         for start in range(0, len(rows), 32):
             block = rows[start : start + 32]
             scalars = {name: values[block] for name, values in samples.scalars.items()}
-            inputs[start : start + 32] = make_inputs(
-                kind, samples.reduced[block], scalars, samples.band[block]
-            )
+            inputs[start : start + 32] = make_inputs(kind, samples.reduced[block], scalars, samples.band[block])
         place = np.full(len(samples), -1)
         place[rows] = np.arange(len(rows))
         return cls(inputs, place)
