@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from csst_dask.errors import ConfigError
-from csst_dask.schema import BANDS, FRAME_SHAPE, Mask
+from csst_dask.schema import BANDS, FRAME_SHAPE, MASK_MEANINGS, Mask
 
 DEFAULT_FLAG_BITS = {
     0: "bad",
@@ -59,17 +68,15 @@ class MaskConfig(Section):
     @field_validator("flag_bits")
     @classmethod
     def _known_bits(cls, bits: dict[int, str]) -> dict[int, str]:
-        for number, name in bits.items():
+        for number in bits:
             if not 0 <= number <= 15:
                 raise ValueError(f"flag bit {number} is outside 0..15")
-            _mask_bit(name)
-        return bits
+        return {number: _mask_bit(name) for number, name in bits.items()}
 
     @field_validator("invalid")
     @classmethod
     def _known_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            _mask_bit(name)
+        names = tuple(_mask_bit(name) for name in names)
         if "nonfinite" not in names or "not_observed" not in names:
             raise ValueError("nonfinite and not_observed pixels can never be valid; list both")
         return names
@@ -77,18 +84,16 @@ class MaskConfig(Section):
     @property
     def invalid_bits(self) -> int:
         """The invalid mask bits, or-ed together."""
-        return int(sum(_mask_bit(name) for name in set(self.invalid)))
+        return int(sum(Mask[name.upper()] for name in set(self.invalid)))
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.flag_bits.items())), self.invalid))
 
 
-def _mask_bit(name: str) -> Mask:
-    try:
-        return Mask[name.upper()]
-    except KeyError:
-        known = ", ".join(bit.name.lower() for bit in Mask if bit.name)
-        raise ValueError(f"unknown mask bit {name!r}; expected one of {known}") from None
+def _mask_bit(name: str) -> str:
+    if name.lower() not in MASK_MEANINGS:
+        raise ValueError(f"unknown mask bit {name!r}; expected one of {', '.join(MASK_MEANINGS)}")
+    return name.lower()
 
 
 class IngestConfig(Section):
@@ -100,9 +105,9 @@ class IngestConfig(Section):
     """Read truth catalogues where they lie beside the images."""
     shard: bool = False
     """One file per chip for image and mask instead of one per chunk."""
-    frame: tuple[int, int] = FRAME_SHAPE
+    frame: tuple[PositiveInt, PositiveInt] = FRAME_SHAPE
     """Shape (y, x) of the store's frames, pixel."""
-    chunks: tuple[int, int] = (1154, 1152)
+    chunks: tuple[PositiveInt, PositiveInt] = (1154, 1152)
     """Chunk shape (y, x); must divide the frame."""
 
     @model_validator(mode="after")
@@ -127,8 +132,8 @@ class SimulationConfig(Section):
     """Draw this many of the detectors for each exposure."""
     exptime: float = Field(150.0, gt=0)
     """Exposure time, s."""
-    star_counts: tuple[int, ...] | None = None
-    """Stars per detector for each exposure in turn, instead of the region's law."""
+    star_counts: tuple[NonNegativeInt, ...] | None = None
+    """Expected stars per detector for each exposure in turn, instead of the region's law."""
     cosmic_rays: bool = False
     """Add cosmic rays."""
     defects: bool = True
@@ -273,6 +278,8 @@ def with_settings(config: Config, settings: dict[str, object], source: str = "op
             *sections, field = name.split(".")
             place = data
             for section in sections:
+                if not isinstance(place.get(section), dict):
+                    raise ConfigError(f"{source} is not valid:\n  {name}: there is no section {section!r}")
                 place = place[section]
             place[field] = value
     return build_config(data, source)
@@ -299,10 +306,10 @@ def load_config(path: str | Path | None) -> Config:
         return Config()
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check the path") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if data is None:
         data = {}

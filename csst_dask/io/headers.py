@@ -129,11 +129,12 @@ def card_bytes(header: fits.Header, primary: fits.Header | None = None) -> NDArr
     Returns
     -------
     (80 n,) uint8 array
-        ASCII; each header closes with its END card.
+        ASCII; one END card closes both, so that a FITS reader takes them as one header.
     """
     parts = [header] if primary is None or primary is header else [primary, header]
     with quiet():
-        text = "".join(part.tostring(sep="", endcard=True, padding=False) for part in parts)
+        text = "".join(part.tostring(sep="", endcard=False, padding=False) for part in parts)
+    text += "END".ljust(80)
     return np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)
 
 

@@ -121,9 +121,7 @@ def _to_block(point, to_blocks, nx, ny):
 
 @njit(cache=True, nogil=True)
 def _crossing(start, delta, t):
-    """Next parameter beyond `t` at which ``start + parameter * delta`` is a whole number; at least a rounding
-    step on.
-    """
+    """Next parameter beyond `t` (by a rounding step at least) where ``start + parameter * delta`` is whole."""
     if delta == 0.0:
         return 2.0
     here = start + t * delta

@@ -195,9 +195,7 @@ def _frame(corner_ra: ArrayLike, corner_dec: ArrayLike) -> _Frame:
 
 
 def _homography(corners: NDArray[np.float64], span: float) -> NDArray[np.float64]:
-    """Matrix that takes the corners to (0,0), (1,0), (1,1), (0,1) of the unit square (Heckbert 1989, sec.
-    2.2).
-    """
+    """Matrix that takes the corners to (0,0), (1,0), (1,1), (0,1) of the unit square (Heckbert 1989)."""
     centre = corners.mean(axis=0)
     centre /= np.linalg.norm(centre)
     east = np.cross(centre, np.eye(3)[np.argmin(np.abs(centre))])

@@ -230,9 +230,7 @@ def _check(chip: ChipForMap) -> None:
 
 
 def _count_error(chip: ChipForMap) -> float:
-    """One standard deviation of the count: its interval as that of a normal distribution; 0 without a
-    count.
-    """
+    """One standard deviation of the count: its interval as that of a normal distribution; 0 without a count."""
     if not np.isfinite(chip.bright_count):
         return 0.0
     return float(chip.bright_upper - chip.bright_lower) / (2 * NormalDist().inv_cdf(0.5 + chip.level / 2))

@@ -89,9 +89,7 @@ class HealpixGrid:
         }
 
     def group_attrs(self, dimension: str = "cells", coordinate: str = "cell_ids") -> dict[str, Any]:
-        """Attributes of the group: the Zarr ``dggs`` convention, on a unit sphere, and the celestial
-        frame.
-        """
+        """Attributes of the group: the Zarr ``dggs`` convention, on a unit sphere, and the celestial frame."""
         return {
             "Conventions": "CF-1.13",
             "coordinate_frame": "icrs",
@@ -174,9 +172,7 @@ class HealpixGrid:
         return unit_vectors(lon, lat)
 
     def candidates(self, lon: float, lat: float, radius: float) -> NDArray[np.int64]:
-        """Sorted cells that may touch the cone of ``radius`` around (``lon``, ``lat``), all in deg; none is
-        missed.
-        """
+        """Sorted cells that may touch a cone about (``lon``, ``lat``), all in deg; none is missed."""
         cells, _, _ = nested.cone_coverage((lon % 360.0, lat), radius, self.depth)
         return np.sort(cells.astype(np.int64))
 

@@ -1,6 +1,4 @@
-"""One picture of cells on the sky: where to point it, how to draw cells, lines of RA and Dec, or the whole
-sky.
-"""
+"""One picture of cells on the sky: its patches, cells, lines of RA and Dec, or the whole sky."""
 
 from __future__ import annotations
 
@@ -99,9 +97,7 @@ def tangent_plane(vectors: NDArray[np.float64], ra: float, dec: float) -> NDArra
 def draw_cells(
     ax: Axes, patch: Patch, grid: HealpixGrid, cells: NDArray[np.int64], colours: NDArray, **style: Any
 ) -> None:
-    """Draw `cells` with one RGBA colour each: as polygons about the patch centre, or as pixels of a whole
-    sky.
-    """
+    """Draw `cells` with one RGBA colour each: as polygons about the patch centre, or as pixels of a whole sky."""
     if patch.all_sky:
         _draw_sky(ax, grid, cells, colours)
         return

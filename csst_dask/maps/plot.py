@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
@@ -203,6 +204,7 @@ def _colour_bar(figure: Figure, column: _Column, corner: tuple[float, float], wi
     elif isinstance(column.norm, LogNorm):
         ticks = _log_ticks(float(column.norm.vmin or 1), float(column.norm.vmax or 1))
         bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_ticks_position("top")
     ax.tick_params(labelsize=7, length=2)
     ax.set_title(column.title, fontsize=9, pad=4)

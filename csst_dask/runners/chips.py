@@ -17,6 +17,7 @@ from csst_dask.config import Config
 from csst_dask.errors import ChipRejected
 from csst_dask.instrument.flags import mask_table
 from csst_dask.io.detector import Detector, read_detector
+from csst_dask.io.headers import card_bytes
 from csst_dask.io.truth import read_truth
 from csst_dask.preprocess import FrameSums, Reduced, kernels
 from csst_dask.preprocess.reduce import sky_of_sample
@@ -185,8 +186,7 @@ def simulate_to_store(exposure: Exposure, detector: int, row: int, store: str, c
     writer = ChipWriter(store, row)
     reduced = _pixel_pass(config, _thread()).run(lambda y0, y1: (chip.image[y0:y1], chip.flags[y0:y1], None), writer)
     primary, image = make_headers(chip)
-    cards = np.frombuffer((primary.tostring(endcard=False) + image.tostring(endcard=False)).encode(), np.uint8)
-    writer.write_maps(reduced.maps, cards)
+    writer.write_maps(reduced.maps, card_bytes(image, primary))
     seconds = {"render": rendered - start, "store": time.perf_counter() - rendered}
     try:
         return ChipResult(chip_key(exposure, detector), "done", "", _complete(chip_info(chip), reduced), seconds)

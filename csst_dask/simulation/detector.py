@@ -38,11 +38,13 @@ class DetectorModel:
 def _pour(frame, flags, y, step, x, amount, full_well):
     """Fill pixels of a column to the full well, one after the other, until the charge is used up."""
     while amount > 0 and 0 <= y < frame.shape[0]:
-        room = full_well - frame[y, x]
-        if room > 0:
-            take = min(amount, room)
-            frame[y, x] += take
-            amount -= take
+        room = np.float64(full_well) - np.float64(frame[y, x])
+        if amount >= room:
+            frame[y, x] = max(frame[y, x], full_well)
+            amount -= max(room, 0.0)
+        else:
+            frame[y, x] += amount
+            amount = 0.0
         if frame[y, x] >= full_well:
             flags[y, x] |= FLAG_SATURATED
         y += step
@@ -63,7 +65,7 @@ def _bleed(frame, flags, rows, columns, radius, full_well):
                     continue
                 start, excess = y, 0.0
                 while y < ny and frame[y, x] > full_well:
-                    excess += frame[y, x] - full_well
+                    excess += np.float64(frame[y, x]) - np.float64(full_well)
                     frame[y, x] = full_well
                     flags[y, x] |= FLAG_SATURATED
                     y += 1
@@ -108,20 +110,36 @@ def bleed(
 
 
 def add_defects(
-    frame: NDArray[np.float32], flags: NDArray[np.uint16], model: DetectorModel, rng: np.random.Generator
+    frame: NDArray[np.float32],
+    flags: NDArray[np.uint16],
+    model: DetectorModel,
+    rng: np.random.Generator,
+    background: float = 0.0,
 ) -> None:
-    """Add hot and dead pixels, partial bad columns and flagged edge rows, in place (electrons)."""
+    """Add hot and dead pixels, partial bad columns and flagged edge rows, in place.
+
+    Parameters
+    ----------
+    frame : (ny, nx) float32 array
+        Electrons above the background. Dead pixels end at minus the background, so that they hold nothing once it is
+        added; bad columns keep 0.3 of the light, background included.
+    flags : (ny, nx) uint16 array
+    model : DetectorModel
+    rng : numpy.random.Generator
+    background : float
+        Electrons of sky and dark current that are still to come.
+    """
     ny, nx = frame.shape
     n = int(model.hot_pixels * ny * nx / 85_082_112)
     y, x = rng.integers(0, ny, n), rng.integers(0, nx, n)
     hot = rng.random(n) < 0.7
     frame[y[hot], x[hot]] += (10 ** rng.uniform(1.5, 4.5, int(hot.sum()))).astype(np.float32)
     flags[y[hot], x[hot]] |= FLAG_HOT
-    frame[y[~hot], x[~hot]] = 0
+    frame[y[~hot], x[~hot]] = -background
     flags[y[~hot], x[~hot]] |= FLAG_BAD
     for column in rng.integers(0, nx, model.bad_columns):
         start = int(rng.integers(0, ny))
-        frame[start:, column] *= np.float32(0.3)
+        frame[start:, column] = np.float32(0.3) * frame[start:, column] - np.float32(0.7 * background)
         flags[start:, column] |= FLAG_BAD
     flags[: model.edge] |= FLAG_BAD
     flags[ny - model.edge :] |= FLAG_BAD

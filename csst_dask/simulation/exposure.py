@@ -128,7 +128,7 @@ def plan_survey(config: SimulationConfig) -> list[Exposure]:
     ConfigError
         If the region or a detector does not exist, or star counts are given for another number of exposures.
     """
-    detectors = config.detectors or IMAGING_DETECTORS
+    detectors = tuple(dict.fromkeys(config.detectors or IMAGING_DETECTORS))
     wrong = [d for d in detectors if d not in DETECTORS or not DETECTORS[d].imaging]
     if wrong:
         raise ConfigError(
@@ -230,11 +230,11 @@ class Renderer:
         if exposure.cosmic_rays:
             ccd.add_cosmic_rays(frame, flags, model, exposure.exptime, faults)
         full_well = model.full_well - background
-        # neighbours add light, so look a little below the full well
-        bright = flux * psf.peak > 0.5 * full_well
+        # neighbours add light, so look well below the full well
+        bright = flux * psf.peak > 0.1 * full_well
         ccd.bleed(frame, flags, y[bright], x[bright], full_well)
         if exposure.defects:
-            ccd.add_defects(frame, flags, model, faults)
+            ccd.add_defects(frame, flags, model, faults, background)
         words = key.integers(0, 2**32, 2, dtype=np.uint64)
         observe(
             frame,

@@ -157,6 +157,11 @@ def _write_fits(path: str, data: np.ndarray, primary: fits.Header, header: fits.
     os.replace(part, path)
 
 
+def _rounded_down(values: np.ndarray, digits: int) -> np.ndarray:
+    """Fewer digits; never across the frame's edge or the bright limit, as rounding to nearest could."""
+    return np.round(np.floor(values * 10**digits) / 10**digits, digits)
+
+
 def _write_catalogue(chip: Chip, path: str) -> None:
     ra, dec = _wcs(chip).all_pix2world(chip.x + 0.5, chip.y + 0.5, 1) if chip.n_star else (np.empty(0), np.empty(0))
     write_truth(
@@ -165,13 +170,13 @@ def _write_catalogue(chip: Chip, path: str) -> None:
             "obj_ID": np.arange(1, chip.n_star + 1),
             "ID_chip": chip.detector,
             "filter": chip.band,
-            "xImage": np.round(chip.x + 0.5, 4),
-            "yImage": np.round(chip.y + 0.5, 4),
+            "xImage": _rounded_down(chip.x + 0.5, 4),
+            "yImage": _rounded_down(chip.y + 0.5, 4),
             "ra": np.round(ra, 8),
             "dec": np.round(dec, 8),
             "ra_orig": np.round(ra, 8),
             "dec_orig": np.round(dec, 8),
-            "mag": np.round(chip.mag, 5),
+            "mag": _rounded_down(chip.mag, 5),
             "obj_type": "star",
         },
     )

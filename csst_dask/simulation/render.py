@@ -47,7 +47,7 @@ def _add_wings(frame, y, x, row, column, radius, flux, wings, wing_flux, reach):
     ny, nx = frame.shape
     outer = radius
     while outer < reach and flux * wings[2 * outer] > wing_flux:
-        outer += 8
+        outer = min(outer + 8, reach)
     for yy in range(max(row - outer, 0), min(row + outer + 1, ny)):
         dy = yy + 0.5 - y
         for xx in range(max(column - outer, 0), min(column + outer + 1, nx)):

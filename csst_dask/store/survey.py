@@ -136,18 +136,39 @@ def open_survey(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ConfigError
-        If there is no store at the path.
+        If there is no store at the path, or a client died while it gave chips rows there.
     """
-    open_group(str(path))
+    _check_whole(str(path))
     survey = xr.open_zarr(str(path), consolidated=False)
     return survey.assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=str(path))
+
+
+def _check_whole(path: str) -> None:
+    """Refuse arrays of unequal length, which `allocate` leaves when its process dies."""
+    group = open_group(path)
+    rows = _count_rows(group)
+    for name in _chip_arrays(group):
+        if array_of(group, name).shape[0] != rows:
+            raise ConfigError(
+                f"{path} has {rows} chips but {array_of(group, name).shape[0]} rows of {name!r}: a run was stopped "
+                "while it made room; run it again to mend the store"
+            )
+
+
+def _chip_arrays(group: zarr.Group) -> list[str]:
+    return [name for name, _ in group.arrays() if array_of(group, name).metadata.dimension_names[0] == "chip"]
+
+
+def _count_rows(group: zarr.Group) -> int:
+    """Chips that have rows; other arrays may be longer for a moment."""
+    return int(array_of(group, "status").shape[0])
 
 
 def open_scalars(path: str | Path) -> xr.Dataset:
     """The per-chip variables of a store, loaded; no pixels, maps or headers."""
     group = open_group(str(path))
-    data = {v.name: (v.dims, array_of(group, v.name)[:], dict(v.attrs)) for v in CHIP_VARIABLES}
-    rows = len(data["status"][1])
+    rows = _count_rows(group)
+    data = {v.name: (v.dims, array_of(group, v.name)[:rows], dict(v.attrs)) for v in CHIP_VARIABLES}
     return xr.Dataset(data, coords={"chip": np.arange(rows)}, attrs=dict(group.attrs))
 
 
@@ -173,7 +194,8 @@ def check_same_format(path: str, config: IngestConfig, mask: MaskConfig) -> None
 def chip_rows(path: str) -> dict[ChipKey, int]:
     """Row of every chip that has one."""
     group = open_group(path)
-    columns = (array_of(group, name)[:] for name in ("obs_id", "detector", "version"))
+    rows = _count_rows(group)
+    columns = (array_of(group, name)[:rows] for name in ("obs_id", "detector", "version"))
     return {
         ChipKey(str(obs_id), int(detector), int(version)): row
         for row, (obs_id, detector, version) in enumerate(zip(*columns, strict=True))
@@ -195,14 +217,14 @@ def allocate(path: str, keys: Sequence[ChipKey]) -> list[int]:
         Row of each key.
     """
     group = open_group(path, "r+")
-    names = [name for name, _ in group.arrays() if array_of(group, name).metadata.dimension_names[0] == "chip"]
-    # status last: a client that dies on the way leaves arrays of unequal length, which the next one mends
-    names.sort(key=lambda name: name == "status")
-    start = int(array_of(group, "status").shape[0])
+    start = _count_rows(group)
     rows = list(range(start, start + len(keys)))
-    for name in names:
+    # the length of status decides how many chips there are, so it changes last: rows that a dying client leaves in
+    # the other arrays belong to nobody, and the next one takes them
+    for name in _chip_arrays(group):
         array = array_of(group, name)
-        array.resize((start + len(keys), *array.shape[1:]))
+        if name != "status":
+            array.resize((start + len(keys), *array.shape[1:]))
     write_columns(
         group,
         rows,
@@ -212,6 +234,7 @@ def allocate(path: str, keys: Sequence[ChipKey]) -> list[int]:
             "version": [key.version for key in keys],
         },
     )
+    array_of(group, "status").resize((start + len(keys),))
     return rows
 
 
@@ -250,7 +273,7 @@ def write_files(path: str, files: Sequence[tuple[str, str]]) -> None:
     """Record inputs that gave no chip; an input that is recorded already keeps its row."""
     group = array_of(open_group(path, "r+"), FILES)
     known = {str(name): row for row, name in enumerate(array_of(group, "path")[:])}
-    new = [name for name, _ in files if name not in known]
+    new = dict.fromkeys(name for name, _ in files if name not in known)
     known |= {name: len(known) + k for k, name in enumerate(new)}
     for name in ("path", "reason"):
         array_of(group, name).resize((len(known),))

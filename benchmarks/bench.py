@@ -1,0 +1,270 @@
+"""Speed, memory and accuracy of the reduction, side by side in one run and with the targets beside them.
+
+Wall times on a shared machine move by factors; ratios of variants that take turns do not. Every group of variants
+therefore runs round by round, and a ratio is the median over rounds of the ratio within a round. The unit is one
+thread summing the same 9232 x 9216 float32 image. Prints a table; a missed target is no error.
+
+Run as ``python benchmarks/bench.py [--rounds 9] [--quick]``. Files take 0.9 GB of the temporary folder (TMPDIR).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+from memory import extra_memory
+from naive import naive_file, naive_image, reference
+from numpy.typing import NDArray
+from real import maps_of_file, maps_of_triplet, plan, read_files, stage_clock
+from rich.console import Console
+from rich.table import Table
+
+from csst_dask.config import MaskConfig
+from csst_dask.instrument.flags import mask_table
+from csst_dask.preprocess import reduce_image, standardised
+from csst_dask.schema import ChipFiles
+from csst_dask.simulation.exposure import Chip, Renderer
+from csst_dask.simulation.product import write_chip
+
+G_BAND, I_BAND = 8, 7
+STARS = 30_000
+BUFFER = 1 << 20
+FULL_WELL = 600.0
+"""Of the saturated test case, e-/s."""
+
+Variants = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    value: str
+    ratio: float | None = None
+    target: str = ""
+    met: bool | None = None
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True, boundscheck=False)
+def total(pixels):
+    """Sum of a contiguous 1-D float32 array, in float32."""
+    result = np.float32(0)
+    for k in range(pixels.shape[0]):
+        result += pixels[k]
+    return result
+
+
+def interleave(variants: Variants, rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Wall seconds (rounds,) of every variant; they take turns, every second round in reverse."""
+    for work in variants.values():
+        work()
+    seconds = {name: np.empty(rounds) for name in variants}
+    for k in range(rounds):
+        for name in reversed(variants) if k % 2 else variants:
+            start = time.perf_counter()
+            variants[name]()
+            seconds[name][k] = time.perf_counter() - start
+    return seconds
+
+
+def ratio_row(
+    what: str, seconds: NDArray[np.float64], unit: NDArray[np.float64], most: float | None = None, least: float = 0
+) -> Row:
+    """Fastest round and median ratio to the unit; the target is an upper or, for a speed-up, a lower bound."""
+    ratio = float(np.median(unit / seconds if least else seconds / unit))
+    target = f">= {least:g}" if least else "" if most is None else f"<= {most:g}"
+    met = ratio >= least if least else None if most is None else ratio <= most
+    return Row(what, f"{seconds.min() * 1e3:.1f} ms", ratio, target, met)
+
+
+def memory_rows(image: NDArray[np.float32], mask: NDArray[np.uint8], pool: ThreadPoolExecutor, rounds: int) -> list:
+    """The reduction of a frame in memory against a sum of it."""
+    flat, copy, swapped = image.ravel(), np.empty_like(image), image.astype(">f4")
+    halves = np.array_split(flat, 2)
+    seconds = interleave(
+        {
+            "sum": lambda: total(flat),
+            "sum, 2 threads": lambda: list(pool.map(total, halves)),
+            "copy": lambda: np.copyto(copy, image),
+            "all": lambda: reduce_image(image),
+            "all, 2 threads": lambda: reduce_image(image, threads=2),
+            "flags": lambda: reduce_image(image, mask),
+            "swapped": lambda: reduce_image(swapped),
+        },
+        rounds,
+    )
+    unit = seconds["sum"]
+    return [
+        ratio_row("sum, 1 thread (the unit)", unit, unit),
+        ratio_row("sum, 2 threads", seconds["sum, 2 threads"], unit),
+        ratio_row("copy", seconds["copy"], unit),
+        ratio_row("reduction, 1 thread: six maps, sky and statistics", seconds["all"], unit, 3.0),
+        ratio_row("  the same, by the target of a plain reduction", seconds["all"], unit, 2.0),
+        ratio_row("reduction, 2 threads", seconds["all, 2 threads"], unit, 2.0),
+        ratio_row("  the same, by the target of a plain reduction", seconds["all, 2 threads"], unit, 1.3),
+        ratio_row("reduction, 1 thread, uint8 flags", seconds["flags"], unit, 3.0),
+        ratio_row("reduction, 1 thread, big-endian pixels", seconds["swapped"], unit, 3.0),
+    ]
+
+
+def naive_rows(image: NDArray[np.float32], path: str, rounds: int) -> list[Row]:
+    """The naive pipeline over the reduction to the same two maps."""
+    seconds = interleave(
+        {
+            "sum": lambda: total(image.ravel()),
+            "memory": lambda: standardised(reduce_image(image)),
+            "file": lambda: standardised(maps_of_file(path)),
+            "naive, memory": lambda: naive_image(image),
+            "naive, file": lambda: naive_file(path),
+        },
+        rounds,
+    )
+    return [
+        ratio_row("naive pipeline from memory, to the sum", seconds["naive, memory"], seconds["sum"]),
+        ratio_row("naive pipeline from the file, to the sum", seconds["naive, file"], seconds["sum"]),
+        ratio_row("reduction from memory: times faster", seconds["memory"], seconds["naive, memory"], least=20),
+        ratio_row("FITS to maps: times faster", seconds["file"], seconds["naive, file"], least=20),
+    ]
+
+
+def file_rows(files: ChipFiles, rounds: int) -> list[Row]:
+    """FITS to maps against reading the same bytes."""
+    buffer = bytearray(BUFFER)
+    seconds = interleave(
+        {
+            "read": lambda: read_files(buffer, files.image),
+            "maps": lambda: maps_of_file(files.image),
+            "read three": lambda: read_files(buffer, files.image, files.weight, files.flag),
+            "triplet": lambda: maps_of_triplet(files),
+        },
+        rounds,
+    )
+    return [
+        ratio_row("reading the image file (the unit)", seconds["read"], seconds["read"]),
+        ratio_row("FITS to maps: image", seconds["maps"], seconds["read"], 2.0),
+        ratio_row("reading image, weight and flag file (the unit)", seconds["read three"], seconds["read three"]),
+        ratio_row("FITS to maps: image, weights and flags", seconds["triplet"], seconds["read three"], 2.0),
+    ]
+
+
+def peak_rows(path: str) -> list[Row]:
+    """Anonymous memory that one file takes on top of a loaded process."""
+    maps, naive = extra_memory(path, "maps"), extra_memory(path, "naive")
+    return [
+        Row("peak extra memory, FITS to maps", f"{maps:.0f} MB", None, "<= 64 MB", maps <= 64),
+        Row("peak extra memory, naive pipeline", f"{naive:.0f} MB"),
+    ]
+
+
+def error_cases(image: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Frames that are hard to standardise in float32, one at a time in the same memory."""
+    rng, case = np.random.default_rng(1), image.copy()
+    yield "plain", case
+    case += np.float32(1e4)
+    yield "offset 1e4", case
+    np.copyto(case, image)
+    case[rng.random(case.shape, np.float32) < 0.3] = np.nan
+    yield "30 % NaN", case
+    case.fill(np.nan)
+    yield "all NaN", case
+    case.fill(0.3)
+    yield "constant", case
+    np.copyto(case, image)
+    for column in rng.integers(0, case.shape[1], 40):
+        case[: case.shape[0] // 2, column] = FULL_WELL
+    yield "saturated", case
+
+
+def error_rows(image: NDArray[np.float32], quick: bool) -> list[Row]:
+    """Largest deviation of standardised image and mask from float64."""
+    rows = []
+    for name, case in error_cases(image[:2308, :2304].copy() if quick else image):
+        error = float(np.abs(standardised(reduce_image(case)) - reference(case)).max())
+        rows.append(Row(f"largest error: {name}", f"{error:.1e}", None, "<= 2e-06", error <= 2e-6))
+    return rows
+
+
+def simulator_rows(renderer: Renderer, quick: bool) -> list[Row]:
+    """CPU time of rendering a frame, by stage."""
+    rows = []
+    for band, detector in [("g", G_BAND)] if quick else [("g", G_BAND), ("i", I_BAND)]:
+        for stars in (1e3, 1e5, 2e5):
+            start = time.process_time()
+            with stage_clock() as stages:
+                renderer.render(plan(stars, detector), detector)
+            seconds = time.process_time() - start
+            parts = ", ".join(f"{name} {part:.2f}" for name, part in stages.items() if part >= 0.01)
+            target, met = ("< 2 s CPU", seconds < 2) if stars == 1e5 else ("", None)
+            rows.append(Row(f"simulate {band}, {stars:.0e} stars: {parts}", f"{seconds:.2f} s", None, target, met))
+    return rows
+
+
+def machine() -> str:
+    """Processor, cores and load."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    return f"{model}, {os.cpu_count()} cores, load average {load}"
+
+
+def table_of(groups: list[list[Row]]) -> Table:
+    """All rows, a rule between groups."""
+    table = Table(title="9232 x 9216 float32 image")
+    table.add_column("measurement", overflow="fold")
+    for name in ("least", "median ratio", "target", "met"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for rows in groups:
+        for row in rows:
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+            met = "" if row.met is None else "[green]yes[/]" if row.met else "[red]no[/]"
+            table.add_row(row.what, row.value, ratio, row.target, met)
+        table.add_section()
+    return table
+
+
+def test_chip(renderer: Renderer) -> tuple[Chip, NDArray[np.uint8]]:
+    """The image that everything works on, and its mask."""
+    chip = renderer.render(plan(STARS, G_BAND), G_BAND)
+    return chip, mask_table(MaskConfig().flag_bits)[chip.flags]
+
+
+def measure(rounds: int, quick: bool) -> list[list[Row]]:
+    """All groups of the table."""
+    renderer = Renderer()
+    renderer.render(plan(10, G_BAND), G_BAND)
+    chip, mask = test_chip(renderer)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, ThreadPoolExecutor(2) as pool:
+        files = write_chip(chip, Path(folder))
+        groups = [
+            memory_rows(chip.image, mask, pool, rounds),
+            file_rows(files, rounds),
+            naive_rows(chip.image, files.image, 1 if quick else 3),
+            peak_rows(files.image),
+        ]
+    return [*groups, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Speed, memory and accuracy of the reduction")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of every comparison")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, smaller error cases, one band to simulate")
+    options = parser.parse_args()
+    console = Console(width=None if os.isatty(1) else 120)
+    console.print(f"before: {machine()}")
+    start = time.perf_counter()
+    console.print(table_of(measure(3 if options.quick else max(options.rounds, 1), options.quick)))
+    console.print(f"after:  {machine()}; {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

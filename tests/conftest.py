@@ -1,0 +1,88 @@
+"""Shared fixtures: small and full-size simulated exposures, a cluster, and tiny networks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+FRAME, CHUNKS = (184, 192), (92, 96)
+"""A small frame, for tests in which size is not the point."""
+
+
+@pytest.fixture(scope="session")
+def client():
+    """A Dask cluster of two worker processes."""
+    from csst_dask.runners.cluster import connect
+
+    found = connect(workers=2, quiet=True)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """Two untrained networks: what matters to the runners is that they are functions of their input."""
+    import torch
+
+    from csst_dask.models import build_classifier, build_regressor, residual_quantiles, save_weights
+    from csst_dask.schema import BANDS
+
+    folder, truth = tmp_path_factory.mktemp("weights"), np.linspace(0, 4, 200)
+    common = {"arch": "resnet18", "inputs": "csst", "channels": 13, "bands": list(BANDS)}
+    torch.manual_seed(0)
+    save_weights(build_classifier("resnet18", 13), folder / "classifier.safetensors", {"task": "classifier", **common})
+    quantiles = residual_quantiles(truth, truth + np.sin(37 * truth) / 10)
+    save_weights(
+        build_regressor("resnet18", 13),
+        folder / "regressor.safetensors",
+        {"task": "regressor", "residual_quantiles": quantiles, **common},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_exposures():
+    """Write simulated chips of a small frame; returns their files."""
+    from csst_dask.config import SimulationConfig
+    from csst_dask.simulation.exposure import Renderer, plan_survey
+    from csst_dask.simulation.product import write_chip
+
+    def write(folder: Path, detectors=(8, 9), exposures=2, shape=FRAME, seed=3) -> list:
+        plan = plan_survey(SimulationConfig(seed=seed, exposures=exposures, detectors=detectors, region="demo"))
+        renderer = Renderer(shape)
+        return [write_chip(renderer.render(e, d), folder) for e in plan for d in e.detectors]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Settings of a store with the small frame."""
+    return {"ingest.frame": FRAME, "ingest.chunks": CHUNKS}
+
+
+def decoded(path: str, group: str = "") -> dict[str, np.ndarray]:
+    """Every array of a store, decoded and in the order of chip keys; sources and their dates left out."""
+    root = zarr.open_group(path, mode="r", path=group)
+    chips = zarr.open_group(path, mode="r")
+    keys = list(zip(*(chips[name][:].tolist() for name in ("obs_id", "detector", "version")), strict=True))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return {
+        name: array[:][order] if array.shape[:1] == (len(keys),) else array[:]
+        for name, array in root.arrays()
+        if name not in ("source", "source_id")
+    }
+
+
+def assert_same_result(one: str, other: str, group: str = "") -> None:
+    """Decoded arrays equal bit for bit."""
+    a, b = decoded(one, group), decoded(other, group)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
