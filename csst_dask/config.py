@@ -210,8 +210,8 @@ class Config(Section):
 
     inputs: tuple[Path, ...] = ()
     """FITS files, or folders that are searched recursively."""
-    store: Path | None = None
-    """Survey store."""
+    store: str | None = None
+    """Survey store: a folder or a URL."""
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     mask: MaskConfig = MaskConfig()
@@ -318,9 +318,13 @@ def load_config(path: str | Path | None) -> Config:
     return _anchor_paths(build_config(data, str(path)), path.resolve().parent)
 
 
+def _anchor_store(store: str, folder: Path) -> str:
+    return store if "://" in store else str(folder / Path(store).expanduser())
+
+
 def _anchor_paths(config: Config, folder: Path) -> Config:
     def anchor(value: Path | None) -> Path | None:
-        return None if value is None or value.is_absolute() else folder / value
+        return None if value is None else folder / value.expanduser()
 
     def anchored(section: Section, *names: str) -> dict:
         values = {name: anchor(getattr(section, name)) for name in names}
@@ -329,7 +333,7 @@ def _anchor_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(
         update={
             "inputs": tuple(anchor(path) or path for path in config.inputs),
-            **anchored(config, "store"),
+            "store": None if config.store is None else _anchor_store(config.store, folder),
             "cluster": config.cluster.model_copy(update=anchored(config.cluster, "scheduler_file")),
             "inference": config.inference.model_copy(update=anchored(config.inference, "weights")),
             "map": config.map.model_copy(update=anchored(config.map, "out", "png", "fits", "moc")),

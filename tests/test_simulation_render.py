@@ -13,7 +13,8 @@ G = make_psf(4754.5, 0.12)
 
 def render(y, x, flux, shape=(128, 160), psf=G):
     frame = np.zeros(shape, np.float32)
-    add_stars(frame, np.atleast_1d(y).astype(float), np.atleast_1d(x).astype(float), np.atleast_1d(flux) * 1.0, psf)
+    y, x, flux = (np.array(values, float) for values in np.broadcast_arrays(*map(np.atleast_1d, (y, x, flux))))
+    add_stars(frame, y, x, flux, psf)
     return frame
 
 

@@ -125,6 +125,7 @@ def simulate(
     """Simulate exposures with truth: FITS files, or straight into a store."""
     from csst_dask.runners.simulate import simulate_files, simulate_store
     from csst_dask.simulation.exposure import plan_survey
+    from csst_dask.store.survey import check_usable
 
     if (out is None) == (store is None):
         raise ConfigError("give --out (FITS files) or --store (no FITS), one of them")
@@ -134,6 +135,8 @@ def simulate(
         simulation__seed=seed, ingest__pixels=pixels.value if pixels else None,
     )  # fmt: skip
     plan_survey(chosen.simulation)
+    if store is not None:
+        check_usable(store, chosen.ingest, chosen.mask)
     with connected(chosen) as (client, stages):
         if store is None:
             summary = simulate_files(client, Path(str(out)).resolve(), chosen, *stages("simulate"))
@@ -159,6 +162,7 @@ def ingest(
 ) -> None:
     """Bring FITS images into a survey store; chips that are in it already are left alone."""
     from csst_dask.runners.ingest import ingest_survey
+    from csst_dask.store.survey import check_usable
 
     chosen = configure(
         config,
@@ -171,6 +175,7 @@ def ingest(
     missing = [path for path in inputs if not path.exists() and not path.is_symlink()]
     if missing:
         raise ConfigError(f"inputs: {', '.join(map(str, missing))} does not exist; check the path")
+    check_usable(store, chosen.ingest, chosen.mask)
     with connected(chosen) as (client, stages):
         summary = ingest_survey(client, [path.resolve() for path in inputs], store, chosen, *stages("ingest"))
     finish({"ingest": summary}, store=store)

@@ -19,6 +19,8 @@ SAMPLE_ROWS = 16
 """Every 16th row is sampled for the sky level,"""
 SAMPLE_COLUMNS = 4
 """at every 4th pixel, the first of which moves from one sampled row to the next."""
+FLAG_RUN = 128
+"""Flags that are tested together for being all zero."""
 
 
 @intrinsic
@@ -108,6 +110,26 @@ def _add_rows(pixels, flags, invalid, row, stop, x0, x1, shift, weight, unit, co
         row += 1
 
 
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "nsz"})
+def _totals(count, first, second):
+    """Sums in float64; their order is free, so that they vectorise."""
+    n, s, q = 0.0, 0.0, 0.0
+    for k in range(count.shape[0]):
+        n += count[k]
+        s += first[k]
+        q += second[k]
+    return n, s, q
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"nnan", "nsz"})
+def _highest(values):
+    """Maximum of values of which none is NaN."""
+    high = np.float32(-np.inf)
+    for k in range(values.shape[0]):
+        high = values[k] if values[k] > high else high
+    return high
+
+
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def _fold_columns(x0, x1, nx, ox, count, first, second, peak, sums, top):
     """Share frame columns [x0, x1), held from accumulator 0 on, out over one output row."""
@@ -115,12 +137,9 @@ def _fold_columns(x0, x1, nx, ox, count, first, second, peak, sums, top):
         start, stop = max(i * nx // ox, x0), min(((i + 1) * nx + ox - 1) // ox, x1)
         head = min((i + 1) * nx, (start + 1) * ox) - max(i * nx, start * ox)
         tail = min((i + 1) * nx, stop * ox) - max(i * nx, (stop - 1) * ox)
-        whole_n, whole_s, whole_q, high = 0.0, 0.0, 0.0, np.float32(-np.inf)
-        for k in range(start - x0, stop - x0):
-            whole_n += count[k]
-            whole_s += first[k]
-            whole_q += second[k]
-            high = peak[k] if peak[k] > high else high
+        a, b = start - x0, stop - x0
+        whole_n, whole_s, whole_q = _totals(count[a:b], first[a:b], second[a:b])
+        high = _highest(peak[a:b])
         # the border columns were added whole: take off what belongs to the neighbours
         k = start - x0
         over = ox - head
@@ -259,6 +278,38 @@ def sample_sky(pixels, flags, invalid, y0, x0, sample):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def thinned(values, least):
+    """Every n-th of the finite float32 values, where n leaves at least ``least`` of them if there are so many."""
+    found = 0
+    for k in range(values.shape[0]):
+        found += abs(values[k]) <= FLOAT32_MAX
+    step = max(found // least, 1)
+    picked, rank, size = np.empty((found + step - 1) // step, np.float32), 0, 0
+    for k in range(values.shape[0]):
+        if abs(values[k]) <= FLOAT32_MAX:
+            if rank == 0:
+                picked[size] = values[k]
+                size += 1
+            rank = rank + 1 if rank + 1 < step else 0
+    return picked
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _mark_flags(flags, table, bits):
+    """Or the mask bits of a row of flags in; flags are rare, so whole runs are looked at before single pixels."""
+    whole = flags.shape[0] // FLAG_RUN * FLAG_RUN
+    for x in range(0, whole, FLAG_RUN):
+        run, target, found = flags[x : x + FLAG_RUN], bits[x : x + FLAG_RUN], np.uint16(0)
+        for k in range(FLAG_RUN):
+            found = np.uint16(found | run[k])
+        if found != 0:
+            for k in range(FLAG_RUN):
+                target[k] |= table[run[k]]
+    for x in range(whole, flags.shape[0]):
+        bits[x] |= table[flags[x]]
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def decode_rows(raw, flags, weights, table, nonfinite, bad, image, mask):
     """Turn raw rows of an image, its flags and its weights into native pixels and mask bytes.
 
@@ -272,23 +323,24 @@ def decode_rows(raw, flags, weights, table, nonfinite, bad, image, mask):
         Flag value to mask bits.
     nonfinite, bad : uint8
         Mask bits for a pixel that is not finite and for one without weight.
-    image : (h, w) float32 array
-        Receives the pixels.
+    image : (h, w) float32 array, or None
+        Receives the pixels. Without it they are not looked at, and none is marked as not finite.
     mask : (h, w) uint8 array
         Receives the mask bits.
     """
     for y in range(raw.shape[0]):
-        source, target, bits = raw[y, :], image[y, :], mask[y, :]
-        for x in range(source.shape[0]):
-            value = _value(source[x])
-            target[x] = value
-            bits[x] = np.uint8(0) if abs(value) <= FLOAT32_MAX else nonfinite
+        bits = mask[y, :]
+        if image is None:
+            bits[:] = 0
+        else:
+            source, target = raw[y, :], image[y, :]
+            for x in range(source.shape[0]):
+                value = _value(source[x])
+                target[x] = value
+                bits[x] = np.uint8(0) if abs(value) <= FLOAT32_MAX else nonfinite
         if weights is not None:
             weight = weights[y, :]
             for x in range(weight.shape[0]):
                 bits[x] |= np.uint8(0) if _value(weight[x]) > 0 else bad
         if flags is not None:
-            flag = flags[y, :]
-            for x in range(flag.shape[0]):
-                if flag[x] != 0:
-                    bits[x] |= table[flag[x]]
+            _mark_flags(flags[y, :], table, bits)

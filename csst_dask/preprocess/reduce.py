@@ -233,10 +233,9 @@ def sky_of_sample(sample: NDArray[np.float32]) -> tuple[float, float]:
     Thinned evenly to between one and two times `SKY_SAMPLE` pixels where there are more (Rousseeuw & Croux 1993,
     JASA 88, 1273).
     """
-    good = sample[np.isfinite(sample)]
+    good = kernels.thinned(sample.reshape(-1), SKY_SAMPLE)
     if good.size == 0:
         return float("nan"), float("nan")
-    good = good[:: max(1, good.size // SKY_SAMPLE)]
     level = np.median(good)
     return float(level), float(MAD_TO_SIGMA * np.median(np.abs(good - level)))
 

@@ -27,7 +27,7 @@ from csst_dask.simulation.product import chip_info, chip_key, make_headers, writ
 from csst_dask.store.codecs import quantisation_step, quantise
 from csst_dask.store.survey import ChipWriter
 
-BLOCK_ROWS = 48
+BLOCK_ROWS = 32
 """Rows that are read, masked and summed at a time: they stay in the second-level cache."""
 
 Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
@@ -64,7 +64,8 @@ class PixelPass:
         Reduced
         """
         (ny, nx), sums = self.config.ingest.frame, FrameSums(self.config.ingest.frame)
-        band = (writer.band_rows if writer else None) or BLOCK_ROWS
+        kept = writer.band_rows if writer else None
+        band = kept or BLOCK_ROWS
         if self._image.shape != (band, nx):
             self._image, self._mask = np.empty((band, nx), np.float32), np.empty((band, nx), np.uint8)
         step = 0.0
@@ -75,20 +76,27 @@ class PixelPass:
             for y in range(y0, stop, BLOCK_ROWS):
                 end = min(y + BLOCK_ROWS, stop)
                 image, mask = self._image[y - y0 : end - y0], self._mask[y - y0 : end - y0]
-                self._decode(rows(y, end), image, mask)
-                quantise(image, step)
-                sums.add(image, mask, invalid=self.invalid, y0=y)
-            if writer is not None and writer.band_rows is not None:
+                pixels, bits = self._decode(rows(y, end), image if kept else None, mask)
+                if kept:
+                    quantise(image, step)
+                sums.add(pixels, bits, invalid=self.invalid, y0=y)
+            if writer is not None and kept:
                 writer.write_pixels(y0, self._image[: stop - y0], self._mask[: stop - y0])
         return sums.finish()
 
-    def _decode(self, raw: tuple[NDArray, NDArray | None, NDArray | None], image: NDArray, mask: NDArray) -> None:
+    def _decode(
+        self, raw: tuple[NDArray, NDArray | None, NDArray | None], image: NDArray | None, mask: NDArray
+    ) -> tuple[NDArray, NDArray | None]:
+        """Pixels and mask in the buffers given; without one for pixels they stay raw, and masked only if need be."""
         pixels, flags, weights = raw
+        if image is None and flags is None and weights is None:
+            return pixels, None
         flags = None if flags is None else np.ascontiguousarray(flags, np.uint16)
         kernels.decode_rows(
             _bits(pixels), flags, None if weights is None else _bits(weights), self.table,
             np.uint8(Mask.NONFINITE), np.uint8(Mask.BAD), image, mask,
         )  # fmt: skip
+        return pixels if image is None else image, mask
 
 
 def _bits(pixels: NDArray) -> NDArray:

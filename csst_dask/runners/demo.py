@@ -25,17 +25,22 @@ DETECTORS = (23, 24)
 """Two neighbours, g and i, so that each band's fields form a strip."""
 
 
+NSIDE = 4096
+"""Cells of 0.86 arcmin show the outlines of single detectors."""
+
+
 def demo_config(out: Path, config: Config) -> Config:
     """The configuration of the demonstration, with its outputs under one folder."""
     return with_settings(
         config,
         {
-            "store": out / "survey.zarr",
+            "store": str(out / "survey.zarr"),
             "simulation.region": DEMO,
             "simulation.exposures": len(DEMO_COUNTS),
             "simulation.detectors": DETECTORS,
             "map.out": out / "map.zarr",
             "map.png": out / "map.png",
+            "map.nside": NSIDE,
         },
     )
 

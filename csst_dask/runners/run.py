@@ -14,6 +14,7 @@ from csst_dask.runners.ledger import Summary
 from csst_dask.runners.map import map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.store import predictions as stored
+from csst_dask.store.survey import check_usable
 
 Stage = Callable[[str], tuple[Callable[[str, str, str], None], Callable[[int], None]]]
 """Given a stage's name, returns what to call for each chip and with the number of chips."""
@@ -27,7 +28,7 @@ def check(config: Config) -> None:
     ConfigError
         Names the field that is missing or wrong.
     """
-    from csst_dask.models import weights_folder
+    from csst_dask.inference.two_stage import load_two_stage
 
     for name, value in (("inputs", config.inputs), ("store", config.store), ("map.out", config.map.out)):
         if not value:
@@ -35,7 +36,8 @@ def check(config: Config) -> None:
     for path in config.inputs:
         if not path.exists():
             raise ConfigError(f"inputs: {path} does not exist; check the path")
-    weights_folder(config.inference.weights)
+    check_usable(str(config.store), config.ingest, config.mask)
+    load_two_stage(config.inference.weights)
 
 
 def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, Summary], xr.Dataset]:

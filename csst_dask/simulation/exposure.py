@@ -157,7 +157,7 @@ def _plan_exposure(config: SimulationConfig, index: int, detectors: tuple[int, .
         detectors = tuple(sorted(rng.choice(detectors, few, replace=False).tolist()))
     return Exposure(
         index=index,
-        obs_id=f"101{config.seed % 1000:03d}{index:05d}",
+        obs_id=f"10{config.seed % 10**6:06d}{index:06d}",
         start=FIRST_LIGHT + index * CADENCE,
         exptime=config.exptime,
         ra=ra,

@@ -172,6 +172,18 @@ def open_scalars(path: str | Path) -> xr.Dataset:
     return xr.Dataset(data, coords={"chip": np.arange(rows)}, attrs=dict(group.attrs))
 
 
+def check_usable(path: str, config: IngestConfig, mask: MaskConfig) -> None:
+    """Refuse an existing store that cannot take these chips; a path without a store is fine.
+
+    Raises
+    ------
+    ConfigError
+        If there is something else at the path, or a store of other settings.
+    """
+    if exists(path):
+        check_same_format(path, config, mask)
+
+
 def check_same_format(path: str, config: IngestConfig, mask: MaskConfig) -> None:
     """Refuse to add to a store that was made with other settings.
 

@@ -1,0 +1,75 @@
+"""The main job on full-size images: files in, map out, with the shipped networks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from astropy.io import fits
+
+from csst_dask.config import Config, with_settings
+from csst_dask.maps import detector_area
+from csst_dask.preprocess import reduce_image
+from csst_dask.runners.run import run_survey
+from csst_dask.schema import CHANNELS, FRAME_SHAPE, density_class
+from csst_dask.simulation.exposure import DEMO_COUNTS
+from csst_dask.store import predictions as stored
+from csst_dask.store.survey import open_survey
+
+
+def silent(name):
+    return (lambda *chip: None), (lambda total: None)
+
+
+@pytest.mark.full_size
+@pytest.mark.timeout(600)
+def test_images_to_map(client, tmp_path, write_exposures):
+    files = [
+        chip
+        for chip in write_exposures(tmp_path / "in", detectors=(24,), exposures=6, shape=FRAME_SHAPE, seed=11)
+        if int(chip.key.obs_id[-1]) in (0, 5) or not [Path(path).unlink() for path in chip.paths()]
+    ]
+    assert len(files) == 2
+    config = with_settings(
+        Config(),
+        {
+            "inputs": (tmp_path / "in",),
+            "store": str(tmp_path / "survey.zarr"),
+            "map.out": tmp_path / "map.zarr",
+            "map.png": tmp_path / "map.png",
+        },
+    )
+    summaries, sky = run_survey(client, config, silent)
+    assert [(s.done, s.rejected, s.failed) for s in summaries.values()] == [(2, 0, 0)] * 2
+
+    survey = open_survey(tmp_path / "survey.zarr")
+    assert survey["image"].data.chunksize == (1, 1154, 1152)
+    assert density_class(survey["n_star"].values).tolist() == [0, 5]
+    image, flags = fits.getdata(files[1].image, 1), fits.getdata(files[1].flag, 1)
+    np.testing.assert_array_equal(survey["image"][1].values, image)
+    mask = survey["mask"][1].values
+    np.testing.assert_array_equal(mask == 0, (flags == 0) & np.isfinite(image))
+    again = reduce_image(image, mask)
+    assert survey["n_valid"].values[1] == again.n_valid == (mask == 0).sum()
+    reduced = survey["reduced"][1].values
+    assert reduced.shape == (len(CHANNELS), 224, 224)
+    np.testing.assert_allclose(reduced, again.maps.astype(np.float32), rtol=1e-4, atol=1e-4)
+    assert survey["sky_sigma"].values[1] == again.sky_sigma
+
+    predictions = stored.read(tmp_path / "survey.zarr").load()
+    np.testing.assert_allclose(predictions["class_probability"].sum("density_level"), 1, rtol=1e-5)
+    bypassed = predictions["density_class"].values == 5
+    np.testing.assert_array_equal(np.isnan(predictions["bright_count"].values), bypassed)
+    assert abs(predictions["density_class"].values - [0, 5]).max() <= 1  # an empty and a crowded field are told apart
+
+    shares = survey["n_valid"].values / np.prod(FRAME_SHAPE)
+    corners = zip(survey["corner_ra"].values, survey["corner_dec"].values, strict=True)
+    area = sum(share * detector_area(*corner) for share, corner in zip(shares, corners, strict=True))
+    assert float(sky["visit_area"].sum()) == pytest.approx(area, rel=1e-6)
+    assert (tmp_path / "map.png").exists()
+    assert len(DEMO_COUNTS) == 6
+
+    before = xr.open_zarr(tmp_path / "map.zarr", consolidated=False).load()
+    summaries, _ = run_survey(client, config, silent)
+    assert all(s.done == 0 for s in summaries.values())
+    xr.testing.assert_identical(before, xr.open_zarr(tmp_path / "map.zarr", consolidated=False).load())

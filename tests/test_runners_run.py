@@ -1,0 +1,169 @@
+"""A whole run: resumed, killed or spread out, it gives the same result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from conftest import CHUNKS, FRAME, assert_same_result
+from typer.testing import CliRunner
+
+import csst_dask as cd
+from csst_dask.cli import app
+from csst_dask.errors import ConfigError
+from csst_dask.store.survey import open_scalars, open_survey
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "csst_dask"]
+EXPOSURES = 20
+
+
+@pytest.fixture(scope="module")
+def exposures(tmp_path_factory, write_exposures) -> Path:
+    folder = tmp_path_factory.mktemp("exposures")
+    write_exposures(folder, exposures=EXPOSURES)
+    return folder
+
+
+def configuration(folder: Path, exposures: Path, weights: Path) -> Path:
+    folder.mkdir()
+    path = folder / "run.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "inputs": [str(exposures)],
+                "store": "survey.zarr",
+                "ingest": {"frame": list(FRAME), "chunks": list(CHUNKS)},
+                "inference": {"weights": str(weights)},
+                "map": {"out": "map.zarr", "png": "map.png", "nside": 4096},
+            }
+        )
+    )
+    return path
+
+
+def run(config: Path, **options) -> subprocess.CompletedProcess:
+    words = [*COMMAND, "run", str(config), "--workers", "2"]
+    return subprocess.run(words, capture_output=True, text=True, timeout=280, **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, exposures, weights) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = run(configuration(folder, exposures, weights))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_same_result(str(one / "survey.zarr"), str(other / "survey.zarr"))
+    assert_same_result(str(one / "survey.zarr"), str(other / "survey.zarr"), "predictions")
+    a, b = (xr.open_zarr(path / "map.zarr", consolidated=False).load() for path in (one, other))
+    xr.testing.assert_identical(a, b)
+
+
+def test_a_run_is_complete(undisturbed):
+    survey = open_scalars(undisturbed / "survey.zarr")
+    assert (survey["status"].values == "done").all()
+    assert survey.sizes["chip"] == 2 * EXPOSURES
+    sky = xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load()
+    assert sky["band"].values.tolist() == ["g", "r"]
+    assert (undisturbed / "map.png").stat().st_size > 10_000
+
+
+def test_running_again_does_nothing_new(undisturbed):
+    store = undisturbed / "survey.zarr"
+    before = {path: path.stat().st_mtime_ns for path in (store / "reduced").rglob("*") if path.is_file()}
+    sky = xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load()
+    result = run(undisturbed / "run.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = {path: path.stat().st_mtime_ns for path in (store / "reduced").rglob("*") if path.is_file()}
+    assert after == before
+    xr.testing.assert_identical(sky, xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load())
+
+
+def test_killed_and_run_again_equals_undisturbed(tmp_path, exposures, weights, undisturbed):
+    config = configuration(tmp_path / "run", exposures, weights)
+    store = tmp_path / "run" / "survey.zarr"
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(config), "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while sum(1 for _ in (store / "reduced" / "c").glob("*")) < EXPOSURES // 2:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (open_scalars(store)["status"].values == "pending").any()
+    result = run(config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_batch_script_runs_the_same_pipeline(tmp_path, exposures, weights, undisturbed):
+    config = configuration(tmp_path / "run", exposures, weights)
+    environment = {**os.environ, "CSST_DASK_BIN": str(Path(sys.executable).parent), "CSST_DASK_WORKERS": "2"}
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "run.sbatch"), str(config)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "joined" in result.stdout
+    assert_same_run(undisturbed, tmp_path / "run")
+    assert not list(tmp_path.glob(".csst-dask-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"store": None}, "store"),
+        ({"map": {"nside": 1000, "out": "m.zarr"}}, "map.nside"),
+        ({"ingest": {"pixel": "none"}}, "ingest.pixel"),
+        ({"inputs": ["nowhere"]}, "nowhere"),
+        ({"inference": {"weights": "no-such-folder"}}, "no-such-folder"),
+    ],
+)
+def test_wrong_configuration_starts_nothing(tmp_path, exposures, weights, change, words):
+    config = configuration(tmp_path / "run", exposures, weights)
+    settings = yaml.safe_load(config.read_text()) | change
+    config.write_text(yaml.safe_dump(settings))
+    result = CliRunner().invoke(app, ["run", str(config)])
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr.replace("\n", "")
+    assert "dashboard" not in result.output
+    assert not (tmp_path / "run" / "survey.zarr").exists()
+
+
+def test_python_api_goes_the_same_way(client, tmp_path, exposures, weights, undisturbed):
+    survey = cd.ingest(exposures, tmp_path / "survey.zarr", client=client, frame=FRAME, chunks=CHUNKS)
+    assert survey["image"].dtype == np.float32
+    predictions = cd.predict(survey, client=client, weights=weights)
+    assert predictions.sizes["chip"] == 2 * EXPOSURES
+    np.testing.assert_allclose(predictions["class_probability"].sum("density_level"), 1, rtol=1e-5)
+    sky = cd.density_map(predictions, nside=4096, client=client)
+    other = xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load()
+    np.testing.assert_array_equal(sky["visit_area"], other["visit_area"])
+    np.testing.assert_array_equal(sky["bright_sum"], other["bright_sum"])
+
+    # a selection can be mapped on its own, and the parts add up to the whole
+    bands = [cd.density_map(predictions.sel(chip=predictions["band"] == b), nside=4096, client=client) for b in "gr"]
+    total = sum(float(part["bright_sum"].sum()) for part in bands)
+    assert total == pytest.approx(float(sky["bright_sum"].sum()), rel=1e-12)
+    some = cd.predict(open_survey(tmp_path / "survey.zarr").isel(chip=[3, 5]), client=client, weights=weights)
+    xr.testing.assert_equal(some.load(), predictions.sel(chip=[3, 5]))
+    with pytest.raises(ConfigError, match="store"):
+        cd.predict(xr.Dataset(), client=client)
