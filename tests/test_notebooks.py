@@ -18,10 +18,7 @@ def test_notebook(path, tmp_path, monkeypatch):
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit notebooks without outputs"
     NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
     pictures = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
     assert len(pictures) >= 2
     assert not list(tmp_path.glob("csst-dask-*")), "the notebook cleans up after itself"

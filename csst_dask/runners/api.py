@@ -158,7 +158,7 @@ def simulate(
     chosen = _with(config, "simulation", settings)
     with current_client(client) as here:
         if store is None:
-            _warn(simulating.simulate_files(here, Path(out), chosen))  # type: ignore[arg-type]
+            _warn(simulating.simulate_files(here, Path(out).resolve(), chosen))  # type: ignore[arg-type]
             return Path(out)  # type: ignore[arg-type]
         _warn(simulating.simulate_store(here, str(store), chosen))
     return open_survey(store)

@@ -63,7 +63,7 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
         )
         client = Client(cluster)
         _close_cluster_with(client, cluster)
-        why = f"local cluster of {workers} worker process{'es' if workers > 1 else ''}, no GPU worker asked for"
+        why = f"local cluster of {workers} worker process{'es' if workers > 1 else ''}, since no scheduler was named"
     if not quiet:
         print(f"Dask: {why}; dashboard {client.dashboard_link}", flush=True)
     return client

@@ -51,7 +51,7 @@ def ingest_survey(
     ConfigError
         If an input does not exist, or the store was made with other settings.
     """
-    start, summary = time.monotonic(), Summary()
+    start, summary, path = time.monotonic(), Summary(), store.locate(path)
     if not inputs:
         raise ConfigError("inputs: no files or folders given; name at least one")
     chips, strays = discover([str(path) for path in inputs])

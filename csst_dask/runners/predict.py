@@ -17,7 +17,7 @@ from csst_dask.runners.ledger import Summary
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.schema import ROUTE_FLAGS, ROUTES
 from csst_dask.store import predictions as store
-from csst_dask.store.survey import array_of, open_scalars
+from csst_dask.store.survey import array_of, locate, open_scalars
 
 if TYPE_CHECKING:
     from csst_dask.inference.two_stage import TwoStage
@@ -126,8 +126,8 @@ def predict_survey(
     from csst_dask.inference.two_stage import INTERVAL_LEVEL, load_two_stage
     from csst_dask.models import weights_folder
 
-    start, summary = time.monotonic(), Summary()
-    folder = str(weights_folder(config.inference.weights))
+    start, summary, path = time.monotonic(), Summary(), locate(path)
+    folder = str(weights_folder(config.inference.weights).resolve())
     checksums = load_two_stage(folder).checksums
     batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
     scalars = open_scalars(path)

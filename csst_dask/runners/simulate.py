@@ -15,6 +15,7 @@ from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.simulation.exposure import Exposure, plan_survey
 from csst_dask.simulation.product import chip_key, expected_files
+from csst_dask.store.survey import locate
 
 
 def simulate_files(
@@ -85,7 +86,7 @@ def simulate_store(
     -------
     Summary
     """
-    start, summary = time.monotonic(), Summary()
+    start, summary, path = time.monotonic(), Summary(), locate(path)
     plan = plan_survey(config.simulation)
     chips = {chip_key(e, detector): (e, detector) for e in plan for detector in e.detectors}
     ledger = Ledger(path, config, keep_mask=config.ingest.pixels != "none")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from csst_dask.errors import ConfigError
 from csst_dask.schema import CLASS_LABELS, N_CLASSES, ROUTE_FLAGS
 from csst_dask.store.layout import CHIP_VARIABLES, COORDINATES, NAN, Variable
-from csst_dask.store.survey import PREDICTIONS, array_of, create_array, open_group, write_columns
+from csst_dask.store.survey import PREDICTIONS, array_of, create_array, locate, open_group, write_columns
 
 COPIED = tuple(v for v in CHIP_VARIABLES if v.name in COORDINATES)
 """Coordinates that the group repeats."""
@@ -118,7 +118,8 @@ def read(path: str | Path, *, chunks: Any = None) -> xr.Dataset:
     ConfigError
         If the store has none.
     """
-    if PREDICTIONS not in open_group(str(path)):
+    where = locate(path)
+    if PREDICTIONS not in open_group(where):
         raise ConfigError(f"{path} has no predictions; run 'csst-dask predict --store {path}' first")
-    found = xr.open_zarr(str(path), group=PREDICTIONS, consolidated=False, chunks=chunks)
-    return found.assign_coords(chip=np.arange(found.sizes["chip"])).assign_attrs(store=str(path))
+    found = xr.open_zarr(where, group=PREDICTIONS, consolidated=False, chunks=chunks)
+    return found.assign_coords(chip=np.arange(found.sizes["chip"])).assign_attrs(store=where)

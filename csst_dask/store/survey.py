@@ -6,6 +6,7 @@ tasks never touch the same file and writing a chip again is harmless.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,12 @@ def create_survey(path: str, config: IngestConfig, mask: MaskConfig, *, keep_mas
     )
 
 
+def locate(path: str | Path) -> str:
+    """A store's path as every worker can use it: a URL as it is, a folder from the root."""
+    text = str(path)
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
 def exists(path: str) -> bool:
     """Whether there is a Zarr group at a path."""
     try:
@@ -138,9 +145,10 @@ def open_survey(path: str | Path) -> xr.Dataset:
     ConfigError
         If there is no store at the path, or a client died while it gave chips rows there.
     """
-    _check_whole(str(path))
-    survey = xr.open_zarr(str(path), consolidated=False)
-    return survey.assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=str(path))
+    where = locate(path)
+    _check_whole(where)
+    survey = xr.open_zarr(where, consolidated=False)
+    return survey.assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=where)
 
 
 def _check_whole(path: str) -> None:
