@@ -120,7 +120,7 @@ class IngestConfig(Section):
 class SimulationConfig(Section):
     """A survey of simulated exposures with truth."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=10**6)
     """One seed is one survey."""
     region: str = "mixed"
     """Name of a sky region; ``mixed`` draws star counts over all six density classes."""

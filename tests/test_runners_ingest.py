@@ -19,7 +19,9 @@ from csst_dask.errors import ConfigError
 from csst_dask.io import discover
 from csst_dask.runners.chips import ingest_chip
 from csst_dask.runners.ingest import ingest_survey
-from csst_dask.runners.ledger import Ledger
+from csst_dask.runners.ledger import Ledger, Summary
+from csst_dask.runners.window import Task, run_tasks
+from csst_dask.schema import ChipResult
 from csst_dask.store.survey import open_survey
 
 
@@ -88,10 +90,52 @@ def test_bad_inputs_are_rejected_with_reasons_and_the_others_done(client, chips,
 
     # nothing new to do, and a mended file is taken up
     again = ingest_survey(client, [tmp_path / "in"], store, config)
-    assert (again.done, again.rejected, again.skipped) == (0, 0, len(chips))
+    assert (again.done, again.rejected, again.skipped) == (0, 9, len(chips) - 9)
+    assert again.exit_status == 3
     shutil.copy(chips[9].flag, chips[6].flag)
     mended = ingest_survey(client, [tmp_path / "in"], store, config)
-    assert mended.done == 1
+    assert (mended.done, mended.rejected) == (1, 8)
+
+
+def test_mended_chip_survives_a_client_that_dies(chips, tmp_path, config):
+    store = str(tmp_path / "s.zarr")
+    key = chips[0].key
+    ledger = Ledger(store, config)
+    ledger.to_do([(key, "a", "1")], Summary())
+    ledger.record(ChipResult(key, "rejected", "truncated"))
+    ledger.flush()
+    assert Ledger(store, config).to_do([(key, "a", "1")], Summary()) == []
+    assert len(Ledger(store, config).to_do([(key, "a", "2")], Summary())) == 1  # and dies before it works on it
+    assert len(Ledger(store, config).to_do([(key, "a", "2")], Summary())) == 1
+
+
+def test_file_that_is_out_of_reach_is_tried_again(client, chips, tmp_path, config):
+    files, _ = discover([str(tmp_path / "in")])
+    ledger = Ledger(str(tmp_path / "s.zarr"), config)
+    row = dict(ledger.to_do([(chip.key, chip.image, "") for chip in files], Summary()))[files[0].key]
+    Path(files[0].image).rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        ingest_chip(files[0], row, ledger.path, config)
+    summary = Summary()
+    task = Task(str(files[0].key), (files[0], row, ledger.path, config), files[0].key)
+    ledger.consume(run_tasks(client, "ingest", ingest_chip, [task]), summary)
+    assert (summary.failed, summary.exit_status) == (1, 1)
+    found = survey_status(ledger.path)
+    assert "FileNotFoundError" in found["failed"][0]["reason"]
+    assert found["chips"]["rejected"] == 0
+
+
+def test_inputs_that_gave_no_chip_are_forgotten_once_they_do(client, tmp_path, write_exposures, config):
+    chips = write_exposures(tmp_path / "in", exposures=1)
+    store, image = str(tmp_path / "s.zarr"), Path(chips[0].image)
+    image.rename(tmp_path / "away.fits")
+    first = ingest_survey(client, [tmp_path / "in"], store, config)
+    assert first.files == 3
+    assert len(survey_status(store)["files"]) == 3
+    (tmp_path / "away.fits").rename(image)
+    second = ingest_survey(client, [tmp_path / "in"], store, config)
+    assert (second.done, second.files, second.exit_status) == (1, 0, 0)
+    assert survey_status(store)["files"] == []
 
 
 def test_odd_inputs_are_accepted_with_right_values(client, chips, tmp_path, config):
@@ -157,7 +201,7 @@ def test_same_result_for_any_number_of_workers_and_for_the_plain_function(client
     ingest_survey(client, [tmp_path / "in"], by_cluster, config)
     files, _ = discover([str(tmp_path / "in")])
     ledger = Ledger(by_hand, config)
-    rows = dict(ledger.to_do([(chip.key, chip.image, "") for chip in reversed(files)])[0])
+    rows = dict(ledger.to_do([(chip.key, chip.image, "") for chip in reversed(files)], Summary()))
     for chip in files:
         ledger.record(ingest_chip(chip, rows[chip.key], by_hand, config))
     ledger.flush()

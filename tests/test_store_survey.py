@@ -14,6 +14,7 @@ from csst_dask.config import IngestConfig, MaskConfig
 from csst_dask.errors import ConfigError
 from csst_dask.schema import CHANNELS, MASK_MEANINGS, REDUCED_SHAPE, STATUSES, ChipInfo, ChipKey, ChipResult, Mask
 from csst_dask.store import ChipWriter, create_survey, layout, open_scalars, open_survey, predictions
+from csst_dask.store import rows as table
 from csst_dask.store import survey as store
 from csst_dask.store.codecs import STEPS_PER_SIGMA, quantisation_step, quantise
 
@@ -63,7 +64,7 @@ def write(path, row, image, mask, maps, cards):
 def test_a_chip_comes_back_as_it_was_written(tmp_path, shard):
     path = str(tmp_path / "s.zarr")
     create_survey(path, IngestConfig(frame=FRAME, chunks=CHUNKS, shard=shard), MaskConfig())
-    assert store.allocate(path, keys(3)) == [0, 1, 2]
+    assert table.allocate(path, keys(3)) == [0, 1, 2]
     image, mask, maps, cards = chip(1)
     assert ChipWriter(path, 1).band_rows == (92 if shard else 46)
     write(path, 1, image, mask, maps, cards)
@@ -85,7 +86,7 @@ def test_a_chip_comes_back_as_it_was_written(tmp_path, shard):
 
 
 def test_what_has_not_been_written_says_so(path):
-    store.allocate(path, keys(2))
+    table.allocate(path, keys(2))
     found = opened(path)
     assert (found["mask"] == Mask.NOT_OBSERVED).all()
     for name in ("image", "reduced", "ra", "mjd", "pixel_mean", "corner_ra", "sky_sigma"):
@@ -121,7 +122,7 @@ def test_arrays_follow_the_settings_and_chunks_divide_the_frame(tmp_path, pixels
     for name, (array, chunks) in {n: (group[n], group[n].chunks) for n in ("image", "mask") if n in group}.items():
         assert chunks == (1, *CHUNKS), name
         assert all(size % chunk == 0 for size, chunk in zip(array.shape[1:], chunks[1:], strict=True))
-    store.allocate(path, keys(1))
+    table.allocate(path, keys(1))
     writer = ChipWriter(path, 0)
     assert writer.band_rows == (None if pixels == "none" and not keep_mask else 46)
     image, mask, maps, cards = chip(0)
@@ -131,7 +132,7 @@ def test_arrays_follow_the_settings_and_chunks_divide_the_frame(tmp_path, pixels
 
 
 def test_long_headers_end_at_a_whole_card(path):
-    store.allocate(path, keys(1))
+    table.allocate(path, keys(1))
     cards = np.arange(layout.HEADER_BYTES + 160, dtype=np.uint64).astype("u1")
     ChipWriter(path, 0).write_maps(chip(0)[2], cards)
     np.testing.assert_array_equal(opened(path)["header"][0], cards[: layout.HEADER_BYTES])
@@ -140,20 +141,20 @@ def test_long_headers_end_at_a_whole_card(path):
 
 def test_rows_follow_each_other_over_several_goes(path):
     names = keys(9)
-    given_out = [*store.allocate(path, names[:2]), *store.allocate(path, []), *store.allocate(path, names[2:])]
+    given_out = [*table.allocate(path, names[:2]), *table.allocate(path, []), *table.allocate(path, names[2:])]
     assert given_out == list(range(9))
-    assert store.chip_rows(path) == {key: row for row, key in enumerate(names)}
+    assert table.chip_rows(path) == {key: row for row, key in enumerate(names)}
     assert opened(path).sizes["chip"] == 9
     assert {array.shape[0] for name, array in zarr.open_group(path).arrays() if name != "channel"} == {9}
 
 
 def test_growing_a_store_keeps_what_is_in_it(path):
-    store.allocate(path, keys(1))
+    table.allocate(path, keys(1))
     image, mask, maps, cards = chip(3)
     write(path, 0, image, mask, maps, cards)
-    store.write_results(path, [0], [ChipResult(keys(1)[0], "done", "", INFO)])
+    table.write_results(path, [0], [ChipResult(keys(1)[0], "done", "", INFO)])
     before = opened(path).isel(chip=[0]).load()
-    store.allocate(path, keys(5, start=1))
+    table.allocate(path, keys(5, start=1))
     xr.testing.assert_identical(opened(path).isel(chip=[0]).load(), before)
 
 
@@ -181,15 +182,15 @@ def die_at(monkeypatch, step):
 @pytest.mark.parametrize("step", [0, 1, 9, -5, -4, -3, -2, -1])
 def test_a_death_while_rows_are_given_is_mended_by_the_next_run(path, monkeypatch, step):
     first = keys(2)
-    store.allocate(path, first)
+    table.allocate(path, first)
     # every array is resized, and three are filled
     changes = 3 + sum(name != "channel" for name in zarr.open_group(path).array_keys())
     with monkeypatch.context() as patch:
         die_at(patch, step % changes)
         with pytest.raises(Dead):
-            store.allocate(path, keys(4, start=50))
+            table.allocate(path, keys(4, start=50))
     # nobody sees a chip that is not wholly there
-    assert store.chip_rows(path) == {key: row for row, key in enumerate(first)}
+    assert table.chip_rows(path) == {key: row for row, key in enumerate(first)}
     assert open_scalars(path).sizes["chip"] == 2
     if step:
         with pytest.raises(ConfigError, match="run it again"):
@@ -197,15 +198,15 @@ def test_a_death_while_rows_are_given_is_mended_by_the_next_run(path, monkeypatc
     else:
         assert open_survey(path).sizes["chip"] == 2
     later = keys(3, start=70)
-    assert store.allocate(path, later) == [2, 3, 4]
-    assert store.chip_rows(path) == {key: row for row, key in enumerate([*first, *later])}
+    assert table.allocate(path, later) == [2, 3, 4]
+    assert table.chip_rows(path) == {key: row for row, key in enumerate([*first, *later])}
     found = opened(path)
     assert found.sizes["chip"] == 5
     assert found["status"].values.tolist() == ["pending"] * 5
     # and a survey that grows on shows no trace of the dead run
     more = keys(9, start=90)
-    store.allocate(path, more)
-    assert list(store.chip_rows(path)) == [*first, *later, *more]
+    table.allocate(path, more)
+    assert list(table.chip_rows(path)) == [*first, *later, *more]
 
 
 def result(k, status="done", **changes):
@@ -214,9 +215,9 @@ def result(k, status="done", **changes):
 
 
 def test_results_land_in_their_rows_whatever_their_order(path):
-    rows = store.allocate(path, keys(6))
+    rows = table.allocate(path, keys(6))
     order = [4, 0, 5, 2]
-    store.write_results(path, [rows[k] for k in order], [result(k, "rejected" if k == 5 else "done") for k in order])
+    table.write_results(path, [rows[k] for k in order], [result(k, "rejected" if k == 5 else "done") for k in order])
     found = open_scalars(path)
     assert found["status"].values.tolist() == ["done", "pending", "done", "pending", "done", "rejected"]
     assert set(found["status"].values) <= set(STATUSES)
@@ -227,12 +228,12 @@ def test_results_land_in_their_rows_whatever_their_order(path):
     for field in dataclasses.fields(ChipInfo):
         if field.name not in ("ra", "n_star"):
             np.testing.assert_array_equal(found[field.name].values[2], getattr(INFO, field.name))
-    store.write_results(path, [], [])
+    table.write_results(path, [], [])
 
 
 def test_a_chip_is_done_only_after_its_scalars_are_there(path, monkeypatch):
-    store.allocate(path, keys(2))
-    written, write_columns = [], store.write_columns
+    table.allocate(path, keys(2))
+    written, write_columns = [], table.write_columns
 
     def spy(group, rows, columns):
         for name in columns:
@@ -243,16 +244,16 @@ def test_a_chip_is_done_only_after_its_scalars_are_there(path, monkeypatch):
                 np.testing.assert_array_equal(done["pixel_std"], [INFO.pixel_std] * 2)
         write_columns(group, rows, columns)
 
-    monkeypatch.setattr(store, "write_columns", spy)
-    store.write_results(path, [1, 0], [result(0), result(1)])
+    monkeypatch.setattr(table, "write_columns", spy)
+    table.write_results(path, [1, 0], [result(0), result(1)])
     assert written[-1] == "status"
     assert {field.name for field in dataclasses.fields(ChipInfo)} < set(written)
 
 
 def test_a_rejected_chip_that_is_tried_again_loses_its_reason(path):
-    store.allocate(path, keys(1))
-    store.write_results(path, [0], [result(0, "rejected")])
-    store.write_results(path, [0], [result(0)])
+    table.allocate(path, keys(1))
+    table.write_results(path, [0], [result(0, "rejected")])
+    table.write_results(path, [0], [result(0)])
     found = open_scalars(path)
     assert (found["status"].values[0], found["reason"].values[0]) == ("done", "")
 
@@ -274,25 +275,51 @@ def test_a_store_made_with_other_settings_is_refused(path, ingest, mask, name):
 
 def test_what_is_no_store_is_refused(tmp_path):
     assert not store.exists(str(tmp_path / "none"))
-    for call in (open_survey, open_scalars, store.chip_rows, predictions.read):
+    for call in (open_survey, open_scalars, table.chip_rows, predictions.read):
         with pytest.raises(ConfigError, match="no survey store"):
             call(str(tmp_path / "none"))
     (tmp_path / "file").write_text("x")
-    assert not store.exists(str(tmp_path / "file"))
+    foreign = zarr.create_group(str(tmp_path / "foreign.zarr"))
+    foreign.create_array("temperature", shape=(3,), dtype=float)
+    for name in ("file", "foreign.zarr", "foreign.zarr/temperature", "."):
+        with pytest.raises(ConfigError, match="no survey store"):
+            store.exists(str(tmp_path / name))
+
+
+def test_store_that_was_never_finished_is_made_again(tmp_path, monkeypatch):
+    path, made = str(tmp_path / "s.zarr"), []
+
+    def dies(group, variable, rows=0, create=store.create_array):
+        made.append(variable.name)
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        return create(group, variable, rows)
+
+    monkeypatch.setattr(store, "create_array", dies)
+    with pytest.raises(KeyboardInterrupt):
+        store.create_survey(path, SMALL, MaskConfig())
+    assert not store.exists(path)
+    store.create_survey(path, SMALL, MaskConfig())
+    assert store.exists(path)
+    assert table.allocate(path, keys(2)) == [0, 1]
+
+
+def test_what_is_no_store_cannot_be_opened(tmp_path):
+    (tmp_path / "file").write_text("x")
     zarr.create_group(tmp_path / "other")
     with pytest.raises(ConfigError, match="expected 'csst_dask survey store'"):
         open_survey(tmp_path / "other")
 
 
 def test_a_store_is_never_overwritten(path):
-    store.allocate(path, keys(1))
+    table.allocate(path, keys(1))
     with pytest.raises((ConfigError, FileExistsError, ValueError)):
         create_survey(path, SMALL, MaskConfig())
-    assert len(store.chip_rows(path)) == 1
+    assert len(table.chip_rows(path)) == 1
 
 
 def test_rows_and_store_stay_known_after_selection(path):
-    store.allocate(path, keys(6))
+    table.allocate(path, keys(6))
     found = opened(path)
     assert found.attrs["store"] == path
     np.testing.assert_array_equal(found["chip"], np.arange(6))
@@ -308,9 +335,9 @@ def test_rows_and_store_stay_known_after_selection(path):
 
 
 def test_inputs_without_a_chip_are_listed_once(path):
-    store.write_files(path, [("a", "no image"), ("b", "slitless"), ("a", "gone")])
-    store.write_files(path, [])
-    store.write_files(path, [("c", "new"), ("b", "still slitless")])
+    table.write_files(path, [("a", "no image"), ("b", "slitless"), ("a", "gone")])
+    table.write_files(path, [])
+    table.write_files(path, [("c", "new"), ("b", "still slitless")])
     files = zarr.open_group(path)["files"]
     assert list(files["path"][:]) == ["a", "b", "c"]
     assert list(files["reason"][:])[1:] == ["still slitless", "new"]
@@ -353,7 +380,7 @@ def test_quantised_noise_takes_less_room(tmp_path):
     for pixels in ("lossless", "quantised"):
         path = tmp_path / pixels
         create_survey(str(path), IngestConfig(frame=FRAME, chunks=CHUNKS, pixels=pixels), MaskConfig())
-        store.allocate(str(path), keys(1))
+        table.allocate(str(path), keys(1))
         if pixels == "quantised":
             quantise(image, quantisation_step(0.05))
         write(str(path), 0, image, np.zeros(FRAME, "u1"), *chip(0)[2:])
@@ -373,21 +400,21 @@ def predicted(k):
 
 
 def test_predictions_of_the_same_weights_are_kept_and_others_dropped(path):
-    store.allocate(path, keys(3))
+    table.allocate(path, keys(3))
     identity = {"classifier": "abc", "regressor": "def"}
     assert predictions.prepare(path, 3, identity).tolist() == [-1, -1, -1]
     predictions.write(path, [2], predicted(2))
-    store.allocate(path, keys(2, start=3))
+    table.allocate(path, keys(2, start=3))
     assert predictions.prepare(path, 5, identity).tolist() == [-1, -1, 2, -1, -1]
     assert predictions.prepare(path, 5, {"classifier": "abc", "regressor": "xyz"}).tolist() == [-1] * 5
     # the chips themselves are untouched
-    assert len(store.chip_rows(path)) == 5
+    assert len(table.chip_rows(path)) == 5
 
 
 def test_predictions_stand_on_their_own(path):
     with pytest.raises(ConfigError, match="no predictions"):
         predictions.read(path)
-    store.allocate(path, keys(3))
+    table.allocate(path, keys(3))
     predictions.prepare(path, 3, {"classifier": "abc"})
     predictions.write(path, [1], predicted(1))
     predictions.describe(path, {"note": "x"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,9 @@ class ExitingGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            errors.print("interrupted; run the same command again to go on")
+            raise typer.Exit(UNEXPECTED) from None
         except ConfigError as error:
             errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
             raise typer.Exit(USAGE) from None
@@ -58,8 +60,4 @@ WorkersOption = Annotated[
 
 def main() -> None:
     """Entry point of ``csst-dask``."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        errors.print("interrupted; run the same command again to go on")
-        sys.exit(UNEXPECTED)
+    app()

@@ -17,7 +17,6 @@ from csst_dask.cli.app import (
     StoreOption,
     WorkersOption,
     app,
-    console,
 )
 from csst_dask.config import Config, load_config, with_settings
 from csst_dask.errors import ConfigError
@@ -123,9 +122,9 @@ def simulate(
     workers: WorkersOption = None,
 ) -> None:
     """Simulate exposures with truth: FITS files, or straight into a store."""
-    from csst_dask.runners.simulate import simulate_files, simulate_store
+    from csst_dask.runners.simulate import check_same_survey, simulate_files, simulate_store
     from csst_dask.simulation.exposure import plan_survey
-    from csst_dask.store.survey import check_usable
+    from csst_dask.store.survey import check_usable, locate
 
     if (out is None) == (store is None):
         raise ConfigError("give --out (FITS files) or --store (no FITS), one of them")
@@ -137,6 +136,7 @@ def simulate(
     plan_survey(chosen.simulation)
     if store is not None:
         check_usable(store, chosen.ingest, chosen.mask)
+    check_same_survey(Path(str(out)).resolve() if store is None else locate(store), chosen.simulation)
     with connected(chosen) as (client, stages):
         if store is None:
             summary = simulate_files(client, Path(str(out)).resolve(), chosen, *stages("simulate"))
@@ -221,20 +221,19 @@ def map_command(
     workers: WorkersOption = None,
 ) -> None:
     """Turn a store's predictions into a HEALPix density map."""
-    from csst_dask.runners.map import map_survey
+    from csst_dask.runners.map import check_map, map_survey
     from csst_dask.store import predictions
 
     chosen = configure(
         config, scheduler, scheduler_file, workers,
         map__out=out, map__nside=nside, map__fits=fits, map__moc=moc, map__png=png,
     )  # fmt: skip
+    check_map(chosen.map, add)
     found = predictions.read(store).load()
     with connected(chosen) as (client, stages):
-        sky = map_survey(client, found, chosen.map, add, *stages("map"))
-    console.print(f"map: {out}, {sky.sizes['cells']} cells of nside {chosen.map.nside} in {sky.sizes['band']} bands")
-    for name, path in (("FITS", fits), ("MOC", moc), ("picture", png)):
-        if path:
-            console.print(f"{name}: {path}")
+        sky, summary = map_survey(client, found, chosen.map, add, *stages("map"))
+    cells = f"{sky.sizes['cells']} of nside {chosen.map.nside} in {sky.sizes['band']} bands"
+    finish({"map": summary}, map=out, cells=cells, FITS=fits, MOC=moc, picture=png)
 
 
 @app.command()

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from csst_dask.errors import ChipRejected
 
 _PACKED = (b"\x1f\x8b", b"BZh")  # gzip, bzip2
+_TOP_BIT = np.array([0x8000], dtype=">u2").view(np.uint16)
+"""Of big-endian integers read as native ones."""
 _WARNINGS = RLock()
 
 
@@ -88,13 +90,11 @@ class _PlainPixels(PixelSource):
 
     def __init__(self, path: str, hdu: _Hdu, unsigned: bool) -> None:
         raw = _BIG_ENDIAN[hdu.bitpix]
-        super().__init__(path, hdu, np.dtype(np.uint16) if unsigned else raw)
+        super().__init__(path, hdu, np.dtype(">u2") if unsigned else raw)
         self._unsigned = unsigned
         self._offset = hdu.offset
         self._row_bytes = self.shape[1] * raw.itemsize
-        self._stored = np.dtype(">u2") if unsigned else raw
         self._buffer = np.empty(0, dtype=np.uint8)
-        self._native = np.empty(0, dtype=np.uint16)
         _check_size(path, hdu.offset, self.shape[0] * self._row_bytes)
         self._file = FileIO(path, "rb")
 
@@ -103,17 +103,11 @@ class _PlainPixels(PixelSource):
         if self._buffer.size < size:
             self._buffer = np.empty(size, dtype=np.uint8)
         self._fill(self._buffer[:size].data, self._offset + y0 * self._row_bytes)
-        rows = self._buffer[:size].view(self._stored).reshape(y1 - y0, self.shape[1])
-        return self._without_offset(rows) if self._unsigned else rows
-
-    def _without_offset(self, rows: NDArray) -> NDArray[np.uint16]:
-        """Native values; to copy them is several times faster than to swap bytes in place."""
-        if self._native.size < rows.size:
-            self._native = np.empty(rows.size, dtype=np.uint16)
-        values = self._native[: rows.size].reshape(rows.shape)
-        np.copyto(values, rows)
-        values ^= np.uint16(0x8000)  # to add 32768 modulo 65536 flips the top bit
-        return values
+        rows = self._buffer[:size].view(self.dtype).reshape(y1 - y0, self.shape[1])
+        if self._unsigned:
+            bits = rows.view(np.uint16)
+            bits ^= _TOP_BIT  # to add 32768 modulo 65536
+        return rows
 
     def _fill(self, view: memoryview, position: int) -> None:
         self._file.seek(position)
@@ -128,7 +122,7 @@ class _PlainPixels(PixelSource):
 
     def close(self) -> None:
         self._file.close()
-        self._buffer, self._native = np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint16)
+        self._buffer = np.empty(0, dtype=np.uint8)
 
 
 class _DecodedPixels(PixelSource):
@@ -237,13 +231,14 @@ def quiet() -> Iterator[None]:
 def refusing(path: str) -> Iterator[None]:
     """Turn what damaged FITS files raise into `ChipRejected`, and keep astropy's warnings in.
 
-    Errors of the file system, such as EIO, pass: they may be gone on a retry.
+    Errors of the file system, such as EIO, pass, and so does a file that is not there or may not be read: a
+    file system that is mounted again mends them.
     """
     try:
         with quiet():
             yield
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ChipRejected(f"{path} cannot be read: {error.strerror}; check the path and its rights") from None
+    except IsADirectoryError as error:
+        raise ChipRejected(f"{path} cannot be read: {error.strerror}; check the path") from None
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: damaged sizes sent a seek before the start
             raise

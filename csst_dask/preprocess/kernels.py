@@ -17,8 +17,8 @@ COLUMN_TILE = 2304
 """Columns summed at a time, so that four accumulator rows stay in the innermost caches."""
 SAMPLE_ROWS = 16
 """Every 16th row is sampled for the sky level,"""
-SAMPLE_COLUMNS = 4
-"""at every 4th pixel, the first of which moves from one sampled row to the next."""
+SAMPLE_COLUMNS = 8
+"""at every 8th pixel, the first of which moves from one sampled row to the next."""
 FLAG_RUN = 128
 """Flags that are tested together for being all zero."""
 
@@ -133,29 +133,25 @@ def _highest(values):
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def _fold_columns(x0, x1, nx, ox, count, first, second, peak, sums, top):
     """Share frame columns [x0, x1), held from accumulator 0 on, out over one output row."""
-    for i in range(x0 * ox // nx, (x1 * ox - 1) // nx + 1):
-        start, stop = max(i * nx // ox, x0), min(((i + 1) * nx + ox - 1) // ox, x1)
-        head = min((i + 1) * nx, (start + 1) * ox) - max(i * nx, start * ox)
-        tail = min((i + 1) * nx, stop * ox) - max(i * nx, (stop - 1) * ox)
-        a, b = start - x0, stop - x0
-        whole_n, whole_s, whole_q = _totals(count[a:b], first[a:b], second[a:b])
-        high = _highest(peak[a:b])
+    i = x0 * ox // nx
+    left = i * nx // ox
+    head = i * nx - left * ox  # of the border column, what belongs to the neighbour on the left
+    while i * nx < x1 * ox:
+        right = (i + 1) * nx // ox
+        inside = (i + 1) * nx - right * ox
+        tail = ox - inside if inside > 0 else 0
+        a, b = left - x0, right - x0 + (1 if inside > 0 else 0)
+        if a < 0:
+            a, head = 0, 0
+        if b > x1 - x0:
+            b, tail = x1 - x0, 0
+        n, s, q = _totals(count[a:b], first[a:b], second[a:b])
         # the border columns were added whole: take off what belongs to the neighbours
-        k = start - x0
-        over = ox - head
-        n, s, q = (
-            whole_n * ox - count[k] * over,
-            whole_s - first[k] * over / ox,
-            whole_q - second[k] * over / ox,
-        )
-        if stop - start > 1:
-            k = stop - 1 - x0
-            over = ox - tail
-            n, s, q = n - count[k] * over, s - first[k] * over / ox, q - second[k] * over / ox
-        sums[0, i] += n
-        sums[1, i] += s
-        sums[2, i] += q
-        top[i] = max(top[i], high)
+        sums[0, i] += n * ox - count[a] * head - count[b - 1] * tail
+        sums[1, i] += s - (first[a] * head + first[b - 1] * tail) / ox
+        sums[2, i] += q - (second[a] * head + second[b - 1] * tail) / ox
+        top[i] = max(top[i], _highest(peak[a:b]))
+        i, left, head = i + 1, right, inside
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
@@ -275,23 +271,6 @@ def sample_sky(pixels, flags, invalid, y0, x0, sample):
             value = _value(pixels[y, x])
             if _good(value, _row(flags, y, x, x + 1), 0, invalid):
                 sample[k, j] = value
-
-
-@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
-def thinned(values, least):
-    """Every n-th of the finite float32 values, where n leaves at least ``least`` of them if there are so many."""
-    found = 0
-    for k in range(values.shape[0]):
-        found += abs(values[k]) <= FLOAT32_MAX
-    step = max(found // least, 1)
-    picked, rank, size = np.empty((found + step - 1) // step, np.float32), 0, 0
-    for k in range(values.shape[0]):
-        if abs(values[k]) <= FLOAT32_MAX:
-            if rank == 0:
-                picked[size] = values[k]
-                size += 1
-            rank = rank + 1 if rank + 1 < step else 0
-    return picked
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")

@@ -102,6 +102,7 @@ def density_map(
     predictions: xr.Dataset,
     nside: int = 1024,
     *,
+    config: str | Path | Config | None = None,
     client: Client | None = None,
     **settings: Any,
 ) -> xr.Dataset:
@@ -113,6 +114,7 @@ def density_map(
         As `predict` gives it, or any selection of its chips.
     nside : int
         HEALPix resolution, a power of two.
+    config : path or Config, optional
     client : distributed.Client, optional
     **settings
         Fields of the ``map`` section, such as ``out="map.zarr"``.
@@ -122,9 +124,11 @@ def density_map(
     xarray.Dataset
         Dimensions (band, cells) with NESTED ICRS ``cell_ids``.
     """
-    chosen = _with(None, "map", {"nside": nside, **settings})
+    chosen = _with(config, "map", {"nside": nside, **settings})
     with current_client(client) as here:
-        return mapping.map_survey(here, predictions, chosen.map)
+        sky, summary = mapping.map_survey(here, predictions, chosen.map)
+    _warn(summary)
+    return sky
 
 
 def simulate(

@@ -25,9 +25,9 @@ from csst_dask.schema import ChipFiles, ChipInfo, ChipResult, Mask
 from csst_dask.simulation.exposure import Exposure, Renderer
 from csst_dask.simulation.product import chip_info, chip_key, make_headers, write_chip
 from csst_dask.store.codecs import quantisation_step, quantise
-from csst_dask.store.survey import ChipWriter
+from csst_dask.store.writer import ChipWriter
 
-BLOCK_ROWS = 32
+BLOCK_ROWS = 40
 """Rows that are read, masked and summed at a time: they stay in the second-level cache."""
 
 Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
@@ -46,6 +46,7 @@ class PixelPass:
     def __init__(self, config: Config):
         self.config = config
         self.table = mask_table(config.mask.flag_bits)
+        self.swapped_table = self.table[np.arange(self.table.size, dtype=np.uint16).byteswap()]
         self.invalid = config.mask.invalid_bits
         self._image = np.empty((0, 0), np.float32)
         self._mask = np.empty((0, 0), np.uint8)
@@ -91,9 +92,13 @@ class PixelPass:
         pixels, flags, weights = raw
         if image is None and flags is None and weights is None:
             return pixels, None
-        flags = None if flags is None else np.ascontiguousarray(flags, np.uint16)
+        table = self.table
+        if flags is not None and flags.dtype == np.dtype(">u2"):
+            flags, table = flags.view(np.uint16), self.swapped_table
+        elif flags is not None:
+            flags = np.ascontiguousarray(flags, np.uint16)
         kernels.decode_rows(
-            _bits(pixels), flags, None if weights is None else _bits(weights), self.table,
+            _bits(pixels), flags, None if weights is None else _bits(weights), table,
             np.uint8(Mask.NONFINITE), np.uint8(Mask.BAD), image, mask,
         )  # fmt: skip
         return pixels if image is None else image, mask
@@ -162,15 +167,13 @@ def ingest_chip(files: ChipFiles, row: int, store: str, config: Config) -> ChipR
             writer = ChipWriter(store, row)
             reduced = _pixel_pass(config, _thread()).run(_rows_of(detector), writer)
             info = _complete(info, reduced)
-            writer.write_maps(reduced.maps, detector.cards)
+            notes += filter(None, [writer.write_maps(reduced.maps, detector.cards)])
         if files.truth and config.ingest.truth:
             counts = read_truth(files.truth, files.key, info.band, config.ingest.frame)
             info = replace(info, n_star=counts.n_star, n_bright=counts.n_bright)
             notes += [counts.note] if counts.note else []
     except ChipRejected as error:
         return ChipResult(files.key, "rejected", str(error))
-    except FileNotFoundError as error:
-        return ChipResult(files.key, "rejected", f"file has gone: {error.filename}")
     return ChipResult(files.key, "done", "; ".join(notes), info, {"ingest": time.perf_counter() - start})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import xarray as xr
@@ -19,7 +20,7 @@ from csst_dask.runners.run import Stage
 from csst_dask.runners.simulate import simulate_files
 from csst_dask.simulation.exposure import DEMO, DEMO_COUNTS, plan_survey
 from csst_dask.store import predictions as stored
-from csst_dask.store.survey import open_scalars
+from csst_dask.store.survey import exists, open_scalars
 
 DETECTORS = (23, 24)
 """Two neighbours, g and i, so that each band's fields form a strip."""
@@ -74,12 +75,12 @@ def run_demo(
     folder, store = out / "exposures", str(config.store)
     totals = {"simulate": Summary(), "ingest": Summary()}
     out.mkdir(parents=True, exist_ok=True)
-    finished = set()
-    if (out / "survey.zarr").exists():
+    done = Counter[str]()
+    if exists(store):
         scalars = open_scalars(store)
-        finished = set(scalars["obs_id"].values[scalars["status"].values == "done"].tolist())
+        done.update(scalars["obs_id"].values[scalars["status"].values == "done"].tolist())
     for exposure in plan_survey(config.simulation):
-        if exposure.obs_id in finished and not keep:
+        if done[exposure.obs_id] == len(exposure.detectors) and not keep:
             totals["ingest"].skipped += len(exposure.detectors)
             continue
         name = f"exposure {exposure.index + 1}/{config.simulation.exposures}"
@@ -91,7 +92,7 @@ def run_demo(
             shutil.rmtree(folder / exposure.obs_id)
     totals["predict"] = predict_survey(client, store, config, *stage("predict"))
     predictions = stored.read(store).load()
-    sky = map_survey(client, predictions, config.map, None, *stage("map"))
+    sky, totals["map"] = map_survey(client, predictions, config.map, None, *stage("map"))
     table = compare(open_scalars(store), predictions)
     plot_counts(table, out / "counts.png")
     pictures = {"Star density on the sky": "map.png", "Predicted against true counts": "counts.png"}

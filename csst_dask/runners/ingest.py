@@ -12,9 +12,10 @@ from csst_dask.config import Config
 from csst_dask.errors import ConfigError
 from csst_dask.io.discovery import discover
 from csst_dask.runners.chips import ingest_chip
-from csst_dask.runners.ledger import Ledger, Summary, identity
+from csst_dask.runners.ledger import Ledger, Summary, identity, supersede
 from csst_dask.runners.window import Task, run_tasks
-from csst_dask.store import survey as store
+from csst_dask.store.rows import write_files
+from csst_dask.store.survey import locate
 
 Progress = Callable[[str, str, str], None]
 """Called with a chip's name, its status and its reason."""
@@ -51,22 +52,25 @@ def ingest_survey(
     ConfigError
         If an input does not exist, or the store was made with other settings.
     """
-    start, summary, path = time.monotonic(), Summary(), store.locate(path)
+    start, summary, path = time.monotonic(), Summary(), locate(path)
     if not inputs:
         raise ConfigError("inputs: no files or folders given; name at least one")
     chips, strays = discover([str(path) for path in inputs])
     if not chips and not strays:
         raise ConfigError(f"inputs: no FITS files in {', '.join(map(str, inputs))}; check the paths")
     ledger = Ledger(path, config)
-    store.write_files(path, strays)
+    write_files(path, strays, [name for chip in chips for name in chip.paths()])
     summary.files = len(strays)
     summary.reasons.update(reason for _, reason in strays)
     files = {chip.key: chip for chip in chips}
-    todo, summary.skipped = ledger.to_do([(chip.key, chip.image, identity(chip)) for chip in chips])
+    todo = ledger.to_do([(chip.key, chip.image, identity(chip)) for chip in chips], summary)
+    lean = config.model_copy(update={"inputs": ()})
     if expect is not None:
         expect(len(todo))
-    tasks = (Task(str(key), (files[key], row, path, config), key) for key, row in todo)
-    ledger.consume(run_tasks(client, "ingest", ingest_chip, tasks), summary, progress)
-    ledger.supersede()
+    tasks = (Task(str(key), (files[key], row, path, lean), key) for key, row in todo)
+    try:
+        ledger.consume(run_tasks(client, "ingest", ingest_chip, tasks), summary, progress)
+    finally:
+        supersede(path)
     summary.seconds = time.monotonic() - start
     return summary

@@ -13,8 +13,10 @@ import numpy as np
 import zarr
 
 from csst_dask.config import Config
+from csst_dask.runners.window import Failure
 from csst_dask.schema import ChipFiles, ChipKey, ChipResult
-from csst_dask.store import survey as store
+from csst_dask.store import rows as store
+from csst_dask.store.survey import check_same_format, create_survey, exists, open_scalars
 
 FLUSH_SECONDS = 5.0
 FLUSH_RESULTS = 256
@@ -55,53 +57,62 @@ class Ledger:
 
     def __init__(self, path: str, config: Config, *, keep_mask: bool = True):
         self.path = path
-        if store.exists(path):
-            store.check_same_format(path, config.ingest, config.mask)
+        if exists(path):
+            check_same_format(path, config.ingest, config.mask)
+            store.mend(path)
         else:
-            store.create_survey(path, config.ingest, config.mask, keep_mask=keep_mask)
+            create_survey(path, config.ingest, config.mask, keep_mask=keep_mask)
         self.rows = store.chip_rows(path)
         self._results: list[ChipResult] = []
         self._last_flush = time.monotonic()
 
-    def to_do(self, chips: Sequence[tuple[ChipKey, str, str]]) -> tuple[list[tuple[ChipKey, int]], int]:
+    def to_do(self, chips: Sequence[tuple[ChipKey, str, str]], summary: Summary) -> list[tuple[ChipKey, int]]:
         """Give new chips rows and say which ones still need work.
 
-        A rejected chip is tried again when its files have changed.
+        A rejected chip is tried again when its files have changed; otherwise it counts as rejected again.
 
         Parameters
         ----------
         chips : sequence of (ChipKey, source, source_id)
             What the survey should hold, and what identifies the bytes it comes from.
+        summary : Summary
+            Receives the chips that need nothing.
 
         Returns
         -------
         list of (ChipKey, row)
             Chips to work on, in the order given.
-        skipped : int
-            Chips that need nothing.
         """
         new = [chip for chip in chips if chip[0] not in self.rows]
         if new:
             rows = store.allocate(self.path, [key for key, _, _ in new])
             self.rows.update(zip((key for key, _, _ in new), rows, strict=True))
-        scalars = store.open_scalars(self.path)
-        status, known = scalars["status"].values, scalars["source_id"].values
+        scalars = open_scalars(self.path)
+        status, known, reason = (scalars[name].values for name in ("status", "source_id", "reason"))
         todo, changed = [], []
         for key, source, source_id in chips:
             row = self.rows[key]
-            if status[row] == "pending" or (status[row] == "rejected" and known[row] != source_id):
+            if status[row] == "rejected" and known[row] == source_id:
+                summary.rejected += 1
+                summary.reasons[str(reason[row])] += 1
+            elif status[row] in ("pending", "rejected"):
                 todo.append((key, row))
                 changed.append((row, source, source_id))
-        if changed:
-            store.write_columns(
-                zarr.open_group(self.path, mode="r+"),
-                [row for row, _, _ in changed],
-                {
-                    "source": np.array([source for _, source, _ in changed], dtype=object),
-                    "source_id": np.array([source_id for _, _, source_id in changed], dtype=object),
-                },
-            )
-        return todo, len(chips) - len(todo)
+            else:
+                summary.skipped += 1
+        self._take_up(changed)
+        return todo
+
+    def _take_up(self, chips: list[tuple[int, str, str]]) -> None:
+        """Make chips pending, then note what they come from: in this order a kill on the way loses nothing."""
+        group, rows = zarr.open_group(self.path, mode="r+"), [row for row, _, _ in chips]
+        for name, values in (
+            ("status", ["pending"] * len(chips)),
+            ("reason", [""] * len(chips)),
+            ("source", [source for _, source, _ in chips]),
+            ("source_id", [source_id for _, _, source_id in chips]),
+        ):
+            store.write_columns(group, rows, {name: np.array(values, dtype=object)})
 
     def record(self, result: ChipResult) -> None:
         """Note a result; written in blocks."""
@@ -115,38 +126,8 @@ class Ledger:
         store.write_results(self.path, [self.rows[result.key] for result in results], results)
         self._last_flush = time.monotonic()
 
-    def supersede(self) -> int:
-        """Mark older versions of an exposure and detector whose newer one is done.
-
-        Returns
-        -------
-        int
-            Chips newly marked.
-        """
-        scalars = store.open_scalars(self.path)
-        status = scalars["status"].values
-        newest: dict[tuple[str, int], int] = {}
-        done = {key: row for key, row in self.rows.items() if status[row] == "done"}
-        for key in done:
-            pair = (key.obs_id, key.detector)
-            newest[pair] = max(newest.get(pair, -1), key.version)
-        old = [
-            (row, newest[(key.obs_id, key.detector)])
-            for key, row in done.items()
-            if key.version < newest[(key.obs_id, key.detector)]
-        ]
-        if old:
-            group = zarr.open_group(self.path, mode="r+")
-            rows = [row for row, _ in old]
-            why = np.array([f"superseded by version {version}" for _, version in old], dtype=object)
-            store.write_columns(group, rows, {"reason": why})
-            store.write_columns(group, rows, {"status": np.array(["superseded"] * len(old), dtype=object)})
-        return len(old)
-
     def consume(self, outcomes: Iterable[tuple[Any, Any]], summary: Summary, progress: Any = None) -> None:
         """Record the outcomes of tasks whose name is a chip key, and count them."""
-        from csst_dask.runners.window import Failure
-
         try:
             for task, result in outcomes:
                 if isinstance(result, Failure):
@@ -163,6 +144,34 @@ class Ledger:
                     progress(str(result.key), result.status, result.reason)
         finally:
             self.flush()
+
+
+def supersede(path: str) -> int:
+    """Mark older versions of an exposure and detector whose newer one is done.
+
+    Parameters
+    ----------
+    path : str
+        Survey store.
+
+    Returns
+    -------
+    int
+        Chips newly marked.
+    """
+    status = open_scalars(path)["status"].values
+    done = {key: row for key, row in store.chip_rows(path).items() if status[row] == "done"}
+    newest: dict[tuple[str, int], int] = {}
+    for key in done:
+        pair = (key.obs_id, key.detector)
+        newest[pair] = max(newest.get(pair, -1), key.version)
+    old = [(row, newest[key.obs_id, key.detector]) for key, row in done.items()
+           if key.version < newest[key.obs_id, key.detector]]  # fmt: skip
+    group, rows = zarr.open_group(path, mode="r+"), [row for row, _ in old]
+    why = np.array([f"superseded by version {version}" for _, version in old], dtype=object)
+    store.write_columns(group, rows, {"reason": why})
+    store.write_columns(group, rows, {"status": np.array(["superseded"] * len(old), dtype=object)})
+    return len(old)
 
 
 def identity(files: ChipFiles) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from csst_dask.maps import (
     add_maps,
     chip_sums,
     empty_sums,
+    grid_of,
     open_map,
     plot_map,
     to_dataset,
@@ -27,17 +30,18 @@ from csst_dask.maps import (
     write_moc,
     write_zarr,
 )
+from csst_dask.runners.ledger import Summary
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.schema import CHANNELS, ROUTE_FLAGS
 from csst_dask.store.survey import array_of
 
 BLOCK = 64
 """Chips per task."""
-ADD_EVERY = 1024
-"""Chips whose sums are added at a time."""
+ADD_ROWS = 50_000
+"""Least rows of sums that are added at a time."""
 
 
-def map_block(store: str, rows: Sequence[int], chips: Sequence[dict], nside: int) -> list[DensitySums]:
+def map_block(store: str, rows: Sequence[int], chips: Sequence[dict], nside: int) -> list[DensitySums | str]:
     """Sums of some chips, one by one.
 
     Parameters
@@ -51,20 +55,25 @@ def map_block(store: str, rows: Sequence[int], chips: Sequence[dict], nside: int
 
     Returns
     -------
-    list of DensitySums
+    list of DensitySums or str
+        For a chip that cannot be mapped, why.
     """
     reduced, grid = array_of(zarr.open_group(store, mode="r"), "reduced"), HealpixGrid(nside)
     valid = CHANNELS.index("valid")
-    return [
-        chip_sums(ChipForMap(valid=np.asarray(reduced[row, valid]), **chip), grid)
-        for row, chip in zip(rows, chips, strict=True)
-    ]
+    found: list[DensitySums | str] = []
+    for row, chip in zip(rows, chips, strict=True):
+        try:
+            found.append(chip_sums(ChipForMap(valid=np.asarray(reduced[row, valid]), **chip), grid))
+        except ChipRejected as error:
+            found.append(str(error))
+    return found
 
 
 def density_sums(
     client: Client,
     predictions: xr.Dataset,
     nside: int,
+    summary: Summary,
     progress: Callable[[str, str, str], None] | None = None,
     expect: Callable[[int], None] | None = None,
 ) -> DensitySums:
@@ -76,6 +85,8 @@ def density_sums(
     predictions : xarray.Dataset
         As `store.predictions.read` gives it, or any selection of its chips.
     nside : int
+    summary : Summary
+        Receives how many chips are on the map, and which cannot be.
     progress, expect : callable, optional
 
     Returns
@@ -88,36 +99,40 @@ def density_sums(
     ConfigError
         If the predictions do not say where their store is.
     RuntimeError
-        If a block of chips could not be mapped.
+        If a block of chips could not be mapped for a reason that nobody foresaw: the map would lack chips.
     """
     path = predictions.attrs.get("store")
     if not path:
         raise ConfigError("predictions have no attribute 'store', the path of their survey store; set it")
     wanted = (predictions["density_class"].values >= 0) & (predictions["route"].values != "invalid")
     chosen = predictions.isel(chip=np.flatnonzero(wanted))
-    rows = chosen["chip"].values.tolist()
-    records = _records(chosen)
+    rows, records = chosen["chip"].values.tolist(), _records(chosen)
     if expect is not None:
         expect(len(rows))
     tasks = []
     for k in range(0, len(rows), BLOCK):
         block = rows[k : k + BLOCK]
         tasks.append(Task(f"chips-{block[0]}-{block[-1]}", (path, block, records[k : k + BLOCK], nside), k // BLOCK))
-    early: dict[int, list[DensitySums]] = {}
+    early: dict[int, list[DensitySums | str]] = {}
     ordered: list[DensitySums] = []
-    total, following = empty_sums(nside), 0
+    total, following, waiting = empty_sums(nside), 0, 0
     for task, result in run_tasks(client, "map", map_block, tasks):
         if isinstance(result, Failure):
             raise RuntimeError(f"mapping {task.name} failed: {result.reason}")
         early[task.key] = result
-        if progress is not None:
-            for row in task.args[1]:
-                progress(f"chip {row}", "done", "")
+        for row, found in zip(task.args[1], result, strict=True):
+            reason = found if isinstance(found, str) else ""
+            summary.done += not reason
+            summary.rejected += bool(reason)
+            summary.reasons.update([reason] if reason else [])
+            if progress is not None:
+                progress(f"chip {row}", "rejected" if reason else "done", reason)
         while following in early:
-            ordered += early.pop(following)
-            following += 1
-        if len(ordered) >= ADD_EVERY:
-            total, ordered = accumulate(ordered, total), []
+            parts = [part for part in early.pop(following) if not isinstance(part, str)]
+            ordered, following = ordered + parts, following + 1
+            waiting += sum(part.cell.size for part in parts)
+        if waiting > max(ADD_ROWS, total.cell.size // 2):  # so that each row is copied a few times in all
+            total, ordered, waiting = accumulate(ordered, total), [], 0
     return accumulate(ordered, total)
 
 
@@ -141,6 +156,25 @@ def _records(chosen: xr.Dataset) -> list[dict]:
     ]
 
 
+def check_map(config: MapConfig, add: Path | None = None) -> None:
+    """Refuse a map that could not be written, before any work is done.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` would replace something that is no map, the older map cannot be read or has another nside, or a
+        package is missing.
+    """
+    if config.out is not None and config.out.exists():
+        open_map(config.out)
+    if config.moc is not None and importlib.util.find_spec("mocpy") is None:
+        raise ConfigError("map.moc: the package mocpy is missing; pip install 'csst_dask[maps]'")
+    if add is not None and grid_of(open_map(add)).nside != config.nside:
+        raise ConfigError(
+            f"--add {add} has nside {grid_of(open_map(add)).nside}, not {config.nside}; use --nside of it"
+        )
+
+
 def map_survey(
     client: Client,
     predictions: xr.Dataset,
@@ -148,7 +182,7 @@ def map_survey(
     add: Path | None = None,
     progress: Callable[[str, str, str], None] | None = None,
     expect: Callable[[int], None] | None = None,
-) -> xr.Dataset:
+) -> tuple[xr.Dataset, Summary]:
     """Make a density map and write what the configuration names.
 
     Parameters
@@ -162,24 +196,35 @@ def map_survey(
 
     Returns
     -------
-    xarray.Dataset
+    sky : xarray.Dataset
+    summary : Summary
+
+    Raises
+    ------
+    ConfigError
+        As `check_map`.
     """
-    sums = density_sums(client, predictions, config.nside, progress, expect)
-    attrs = {
-        name: predictions.attrs[name] for name in ("classifier_sha256", "regressor_sha256") if name in predictions.attrs
-    }
+    check_map(config, add)
+    start, summary = time.monotonic(), Summary()
+    if "chip" not in predictions.dims:
+        own = [name for name in predictions.coords if name not in ("chip", "density_level")]
+        predictions = predictions.reset_coords(own).expand_dims("chip")
+    sums = density_sums(client, predictions, config.nside, summary, progress, expect)
+    weights = ("classifier_sha256", "regressor_sha256")
+    attrs = {name: predictions.attrs[name] for name in weights if name in predictions.attrs}
     sky = to_dataset(sums, HealpixGrid(config.nside), attrs)
     if add is not None:
         sky = add_maps(open_map(add).load(), sky)
-    try:
-        if config.out is not None:
-            write_zarr(sky, config.out)
+    if config.out is not None:
+        write_zarr(sky, config.out)
+    if config.moc is not None:
+        write_moc(sky, config.moc)
+    if sky.sizes["cells"]:
         if config.fits is not None:
             write_fits(sky, config.fits)
-        if config.moc is not None:
-            write_moc(sky, config.moc)
         if config.png is not None:
             plot_map(sky, config.png)
-    except ChipRejected as error:
-        raise ConfigError(str(error)) from error
-    return sky
+    elif config.fits or config.png:
+        summary.reasons["no chip on the map: no picture and no FITS file were written"] += 1
+    summary.seconds = time.monotonic() - start
+    return sky, summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from csst_dask.config import Config
-from csst_dask.runners.ledger import Summary
+from csst_dask.runners.ledger import Summary, supersede
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.schema import ROUTE_FLAGS, ROUTES
 from csst_dask.store import predictions as store
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CPU_BATCH = 32
 """Chips per forward pass where the batch is chosen for a CPU."""
+
+ROUTED_BY = ("density_class", "bright_count", "confidence", "unlike")
+"""Predictions that decide the route."""
 
 SCALARS = ("band", "exptime", "pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
 """Per-chip variables that travel with a task."""
@@ -123,10 +126,11 @@ def predict_survey(
     ConfigError
         If the store or the weights are missing or damaged.
     """
-    from csst_dask.inference.two_stage import INTERVAL_LEVEL, load_two_stage
+    from csst_dask.inference.two_stage import load_two_stage
     from csst_dask.models import weights_folder
 
     start, summary, path = time.monotonic(), Summary(), locate(path)
+    supersede(path)
     folder = str(weights_folder(config.inference.weights).resolve())
     checksums = load_two_stage(folder).checksums
     batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
@@ -134,6 +138,8 @@ def predict_survey(
     status = scalars["status"].values
     identity = {f"{task}_sha256": value for task, value in checksums.items()} | {"batch": batch}
     have = store.prepare(path, status.size, identity) >= 0
+    _describe(path, config)
+    _refresh(path, config)
     todo = (status == "done") & ~have
     if chips is not None:
         todo &= np.isin(np.arange(status.size), chips)
@@ -152,39 +158,43 @@ def predict_survey(
             summary.failed += len(task.key)
             summary.reasons[result.reason] += 1
         else:
-            store.write(path, task.key, result)
+            store.write(path, task.key, result | _routes(result, np.ones(len(task.key), bool), config))
             summary.done += len(task.key)
         if progress is not None:
             for row in task.key:
                 progress(f"chip {row}", "failed" if isinstance(result, Failure) else "done", "")
-    route_survey(path, config, {"interval_level": INTERVAL_LEVEL})
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def route_survey(path: str, config: Config, attrs: dict) -> None:
-    """Bring coordinates and routes of all predictions up to date with the store and the thresholds."""
-    from csst_dask.inference.routing import route
+def _describe(path: str, config: Config) -> None:
+    from csst_dask.inference.two_stage import INTERVAL_LEVEL
 
+    thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
+    store.describe(path, {"interval_level": INTERVAL_LEVEL, **thresholds})
+
+
+def _refresh(path: str, config: Config) -> None:
+    """Bring coordinates and routes of all chips up to date, and blank predictions of chips that are done no more.
+
+    Before the first task: whatever happens later, every row of the group can be read and mapped.
+    """
     scalars, found = open_scalars(path), store.read(path).load()
     status = scalars["status"].values
     predicted = (found["density_class"].values >= 0) & (status == "done")
-    names, flags = route(
-        found["density_class"].values, found["bright_count"].values, found["confidence"].values,
-        predicted, found["unlike"].values, config.routing,
-    )  # fmt: skip
-    names, rejected = names.astype(object), status == "rejected"
-    names[~predicted], flags[~predicted] = "", 0
-    names[rejected], flags[rejected] = ROUTES[0], ROUTE_FLAGS[ROUTES[0]]
-    rows = np.arange(status.size)
-    store.write(
-        path,
-        rows,
-        {v.name: scalars[v.name].values for v in store.COPIED} | {"route": names, "route_flags": flags},
-    )
-    if not predicted.all():
-        gone = rows[~predicted]
-        blank = {v.name: np.full((gone.size, *v.shape), v.fill, v.dtype) for v in store.PREDICTED}
-        store.write(path, gone, blank)
-    thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
-    store.describe(path, {**attrs, **thresholds})
+    rows, stale = np.arange(status.size), np.flatnonzero(~predicted)
+    blank = {v.name: np.full((stale.size, *v.shape), v.fill, v.dtype) for v in store.PREDICTED}
+    store.write(path, stale, blank)
+    routes = _routes({name: found[name].values for name in ROUTED_BY}, predicted, config)
+    rejected = status == "rejected"
+    routes["route"][rejected], routes["route_flags"][rejected] = ROUTES[0], ROUTE_FLAGS[ROUTES[0]]
+    store.write(path, rows, {v.name: scalars[v.name].values for v in store.COPIED} | routes)
+
+
+def _routes(found: Mapping[str, NDArray], predicted: NDArray[np.bool_], config: Config) -> dict[str, NDArray]:
+    """Routes of some chips; nothing where there is no prediction."""
+    from csst_dask.inference.routing import route
+
+    classes, bright, confidence, unlike = (found[name] for name in ROUTED_BY)
+    names, flags = route(classes, bright, confidence, predicted, unlike, config.routing)
+    return {"route": np.where(predicted, names.astype(object), ""), "route_flags": np.where(predicted, flags, 0)}

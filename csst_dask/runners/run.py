@@ -11,7 +11,7 @@ from csst_dask.config import Config
 from csst_dask.errors import ConfigError
 from csst_dask.runners.ingest import ingest_survey
 from csst_dask.runners.ledger import Summary
-from csst_dask.runners.map import map_survey
+from csst_dask.runners.map import check_map, map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.store import predictions as stored
 from csst_dask.store.survey import check_usable
@@ -37,6 +37,7 @@ def check(config: Config) -> None:
         if not path.exists():
             raise ConfigError(f"inputs: {path} does not exist; check the path")
     check_usable(str(config.store), config.ingest, config.mask)
+    check_map(config.map)
     load_two_stage(config.inference.weights)
 
 
@@ -63,5 +64,5 @@ def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, 
         "ingest": ingest_survey(client, config.inputs, path, config, *stage("ingest")),
         "predict": predict_survey(client, path, config, *stage("predict")),
     }
-    sky = map_survey(client, stored.read(path).load(), config.map, None, *stage("map"))
+    sky, summaries["map"] = map_survey(client, stored.read(path).load(), config.map, None, *stage("map"))
     return summaries, sky

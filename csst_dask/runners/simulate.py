@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from distributed import Client
 
-from csst_dask.config import Config
+from csst_dask.config import Config, SimulationConfig
+from csst_dask.errors import ConfigError
 from csst_dask.runners.chips import simulate_to_files, simulate_to_store
 from csst_dask.runners.ingest import Progress
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.simulation.exposure import Exposure, plan_survey
 from csst_dask.simulation.product import chip_key, expected_files
-from csst_dask.store.survey import locate
+from csst_dask.store.survey import exists, locate, open_group
+
+FILE = "simulation.json"
+"""Says in a folder of simulated files which survey they belong to."""
+
+
+def check_same_survey(where: Path | str, config: SimulationConfig) -> None:
+    """Refuse to mix two simulated surveys in one folder or store, since their chips share names.
+
+    Parameters
+    ----------
+    where : Path or str
+        Folder of files, or survey store.
+    config : SimulationConfig
+        More exposures of the same survey are welcome.
+
+    Raises
+    ------
+    ConfigError
+        Names the first setting that differs.
+    """
+    found: dict = {}
+    if isinstance(where, Path):
+        if (where / FILE).exists():
+            found = json.loads((where / FILE).read_text())
+    elif exists(where):
+        found = open_group(where).attrs.asdict().get("simulation", {})  # type: ignore[assignment]
+    wanted = _identity(config)
+    for name, value in found.items():
+        if wanted.get(name) != value:
+            raise ConfigError(
+                f"simulation.{name}: {where} holds a survey simulated with {value!r}, not {wanted.get(name)!r}; "
+                "use another place or that setting"
+            )
+
+
+def _identity(config: SimulationConfig) -> dict:
+    return json.loads(config.model_dump_json(exclude={"exposures"}))
 
 
 def simulate_files(
@@ -43,7 +82,10 @@ def simulate_files(
     Summary
     """
     start, summary = time.monotonic(), Summary()
+    check_same_survey(folder, config.simulation)
     plan = plan_survey(config.simulation) if exposures is None else exposures
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(json.dumps(_identity(config.simulation), indent=1))
     wanted = [(exposure, detector) for exposure in plan for detector in exposure.detectors]
     todo = [chip for chip in wanted if not Path(expected_files(folder, *chip).image).exists()]
     summary.skipped = len(wanted) - len(todo)
@@ -89,8 +131,10 @@ def simulate_store(
     start, summary, path = time.monotonic(), Summary(), locate(path)
     plan = plan_survey(config.simulation)
     chips = {chip_key(e, detector): (e, detector) for e in plan for detector in e.detectors}
+    check_same_survey(path, config.simulation)
     ledger = Ledger(path, config, keep_mask=config.ingest.pixels != "none")
-    todo, summary.skipped = ledger.to_do([(key, f"simulated {e.field}", "") for key, (e, _) in chips.items()])
+    open_group(path, "r+").attrs["simulation"] = _identity(config.simulation)
+    todo = ledger.to_do([(key, f"simulated {e.field}", "") for key, (e, _) in chips.items()], summary)
     if expect is not None:
         expect(len(todo))
     tasks = (Task(str(key), (*chips[key], row, path, config), key) for key, row in todo)

@@ -68,7 +68,7 @@ def run_tasks(
     try:
         for future in done:
             task = pending.pop(future.key)
-            result = future.result() if future.status == "finished" else Failure(_why(future))
+            result = _result(future)
             future.release()
             for following in islice(source, max(1, _window(client) - len(pending))):
                 done.add(submit(following))
@@ -76,6 +76,15 @@ def run_tasks(
     finally:
         done.clear()
         pending.clear()
+
+
+def _result(future: Any) -> Any:
+    if future.status != "finished":
+        return Failure(_why(future))
+    try:
+        return future.result()
+    except Exception as error:  # the worker that held the result has died, and so did the next try
+        return Failure(f"{type(error).__name__}: {error}")
 
 
 def _window(client: Client) -> int:

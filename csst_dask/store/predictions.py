@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from csst_dask.errors import ConfigError
 from csst_dask.schema import CLASS_LABELS, N_CLASSES, ROUTE_FLAGS
 from csst_dask.store.layout import CHIP_VARIABLES, COORDINATES, NAN, Variable
-from csst_dask.store.survey import PREDICTIONS, array_of, create_array, locate, open_group, write_columns
+from csst_dask.store.rows import write_columns
+from csst_dask.store.survey import PREDICTIONS, array_of, create_array, locate, open_group, plain_strings
+
+CHIP = Variable("chip", ("chip",), np.int64, -1, {"long_name": "row in the survey store"})
 
 COPIED = tuple(v for v in CHIP_VARIABLES if v.name in COORDINATES)
 """Coordinates that the group repeats."""
@@ -75,16 +78,17 @@ def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int
     group = root.get(PREDICTIONS)
     if not isinstance(group, zarr.Group) or any(group.attrs.get(k) != v for k, v in identity.items()):
         group = root.create_group(PREDICTIONS, overwrite=True)
-        for variable in (*COPIED, *PREDICTED, *ROUTED):
+        for variable in (CHIP, *COPIED, *PREDICTED, *ROUTED):
             create_array(group, variable)
         level = group.create_array(
             "density_level", shape=(N_CLASSES,), dtype=np.int8, dimension_names=("density_level",)
         )
         level[:] = np.arange(N_CLASSES)
         level.attrs.update({"long_name": "density class", "flag_meanings": " ".join(CLASS_LABELS)})
-        group.attrs.update({**identity, "coordinates": " ".join(v.name for v in COPIED)})
-    for variable in (*COPIED, *PREDICTED, *ROUTED):
+        group.attrs.update({**identity, "store": path, "coordinates": " ".join(v.name for v in COPIED)})
+    for variable in (CHIP, *COPIED, *PREDICTED, *ROUTED):
         array_of(group, variable.name).resize((rows, *variable.shape))
+    array_of(group, "chip")[:] = np.arange(rows)
     return np.asarray(array_of(group, "density_class")[:])
 
 
@@ -122,4 +126,4 @@ def read(path: str | Path, *, chunks: Any = None) -> xr.Dataset:
     if PREDICTIONS not in open_group(where):
         raise ConfigError(f"{path} has no predictions; run 'csst-dask predict --store {path}' first")
     found = xr.open_zarr(where, group=PREDICTIONS, consolidated=False, chunks=chunks)
-    return found.assign_coords(chip=np.arange(found.sizes["chip"])).assign_attrs(store=where)
+    return plain_strings(found).assign_attrs(store=where)

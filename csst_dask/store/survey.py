@@ -7,24 +7,21 @@ tasks never touch the same file and writing a chip again is harmless.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.config import IngestConfig, MaskConfig
 from csst_dask.errors import ConfigError
-from csst_dask.schema import CHANNELS, ChipKey, ChipResult
+from csst_dask.schema import CHANNELS
 from csst_dask.store.layout import (
     BLOCK,
     CHIP_VARIABLES,
     COORDINATES,
     FORMAT,
-    HEADER_BYTES,
     VERSION,
     Variable,
     pixel_variables,
@@ -55,12 +52,12 @@ def create_array(group: zarr.Group, variable: Variable, rows: int = 0) -> zarr.A
 
 
 def create_survey(path: str, config: IngestConfig, mask: MaskConfig, *, keep_mask: bool = True) -> None:
-    """Create an empty store.
+    """Create an empty store; its format is written last, so that an unfinished one is not taken for a store.
 
     Parameters
     ----------
     path : str
-        Folder or URL; must not hold a store.
+        Folder or URL; must not hold a store (`exists`).
     config : IngestConfig
         Frame, chunks, and what is kept of the pixels.
     mask : MaskConfig
@@ -68,7 +65,9 @@ def create_survey(path: str, config: IngestConfig, mask: MaskConfig, *, keep_mas
     keep_mask : bool
         False leaves the mask out, for training sets without pixels.
     """
-    group = zarr.create_group(path, zarr_format=3, overwrite=False)
+    if exists(path):
+        raise ConfigError(f"{path} holds a survey store already; add to it, or name another place")
+    group = zarr.create_group(path, zarr_format=3, overwrite=True)
     for variable in (
         *CHIP_VARIABLES,
         *pixel_variables(config.frame, config.chunks, config.pixels, config.shard, keep_mask),
@@ -101,12 +100,30 @@ def locate(path: str | Path) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a Zarr group at a path."""
+    """Whether there is a survey store at a path.
+
+    A group without a format and without chips, which a client leaves that dies while it creates a store, is none.
+
+    Raises
+    ------
+    ConfigError
+        If there is something else, which a new store would spoil.
+    """
     try:
-        zarr.open_group(path, mode="r")
-    except (FileNotFoundError, NotADirectoryError):
+        group = zarr.open_group(path, mode="r")
+    except (FileNotFoundError, NotADirectoryError, zarr.errors.ContainsArrayError):
+        folder = Path(path)
+        if "://" not in path and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{path} exists and is no survey store; name another place for the store") from None
         return False
-    return True
+    if "format" in group.attrs:
+        return True
+    ours = {v.name for v in (*CHIP_VARIABLES, *pixel_variables((1, 1), (1, 1), "lossless", False, True))}
+    strange = sorted(set(group.keys()) - ours - {"channel", FILES})
+    if strange or ("status" in group and count_rows(group) > 0):
+        what = f"with {', '.join(strange[:3])}" if strange else "without a format"
+        raise ConfigError(f"{path} is a Zarr group {what} and no survey store; name another place for the store")
+    return False
 
 
 def open_group(path: str, mode: Any = "r") -> zarr.Group:
@@ -119,12 +136,20 @@ def open_group(path: str, mode: Any = "r") -> zarr.Group:
     """
     try:
         group = zarr.open_group(path, mode=mode)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, zarr.errors.ContainsArrayError):
         raise ConfigError(f"no survey store at {path}; make one with 'csst-dask ingest' or check the path") from None
     found = (group.attrs.get("format"), group.attrs.get("format_version"))
     if found != (FORMAT, VERSION):
         raise ConfigError(f"{path} holds {found[0]!r} version {found[1]}; expected {FORMAT!r} version {VERSION}")
     return group
+
+
+def plain_strings(dataset: xr.Dataset) -> xr.Dataset:
+    """Strings as Python objects: NumPy's own string type cannot be filled with NaN, which ``where`` needs."""
+    names = [name for name in dataset.variables if dataset[name].dtype.kind == "T"]
+    return dataset.assign(
+        {name: dataset[name].astype(object) for name in names if name not in dataset.coords}
+    ).assign_coords({name: dataset[name].astype(object) for name in names if name in dataset.coords})
 
 
 def open_survey(path: str | Path) -> xr.Dataset:
@@ -148,14 +173,14 @@ def open_survey(path: str | Path) -> xr.Dataset:
     where = locate(path)
     _check_whole(where)
     survey = xr.open_zarr(where, consolidated=False)
-    return survey.assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=where)
+    return plain_strings(survey).assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=where)
 
 
 def _check_whole(path: str) -> None:
     """Refuse arrays of unequal length, which `allocate` leaves when its process dies."""
     group = open_group(path)
-    rows = _count_rows(group)
-    for name in _chip_arrays(group):
+    rows = count_rows(group)
+    for name in chip_arrays(group):
         if array_of(group, name).shape[0] != rows:
             raise ConfigError(
                 f"{path} has {rows} chips but {array_of(group, name).shape[0]} rows of {name!r}: a run was stopped "
@@ -163,11 +188,12 @@ def _check_whole(path: str) -> None:
             )
 
 
-def _chip_arrays(group: zarr.Group) -> list[str]:
+def chip_arrays(group: zarr.Group) -> list[str]:
+    """Names of the arrays with one entry or more for every chip."""
     return [name for name, _ in group.arrays() if array_of(group, name).metadata.dimension_names[0] == "chip"]
 
 
-def _count_rows(group: zarr.Group) -> int:
+def count_rows(group: zarr.Group) -> int:
     """Chips that have rows; other arrays may be longer for a moment."""
     return int(array_of(group, "status").shape[0])
 
@@ -175,7 +201,7 @@ def _count_rows(group: zarr.Group) -> int:
 def open_scalars(path: str | Path) -> xr.Dataset:
     """The per-chip variables of a store, loaded; no pixels, maps or headers."""
     group = open_group(str(path))
-    rows = _count_rows(group)
+    rows = count_rows(group)
     data = {v.name: (v.dims, array_of(group, v.name)[:rows], dict(v.attrs)) for v in CHIP_VARIABLES}
     return xr.Dataset(data, coords={"chip": np.arange(rows)}, attrs=dict(group.attrs))
 
@@ -209,137 +235,3 @@ def check_same_format(path: str, config: IngestConfig, mask: MaskConfig) -> None
     ):
         if found != wanted:
             raise ConfigError(f"{path} was made with {name} {found}, not {wanted}; use another store or that setting")
-
-
-def chip_rows(path: str) -> dict[ChipKey, int]:
-    """Row of every chip that has one."""
-    group = open_group(path)
-    rows = _count_rows(group)
-    columns = (array_of(group, name)[:rows] for name in ("obs_id", "detector", "version"))
-    return {
-        ChipKey(str(obs_id), int(detector), int(version)): row
-        for row, (obs_id, detector, version) in enumerate(zip(*columns, strict=True))
-    }
-
-
-def allocate(path: str, keys: Sequence[ChipKey]) -> list[int]:
-    """Give new chips rows at the end of the store; their status is pending.
-
-    Parameters
-    ----------
-    path : str
-    keys : sequence of ChipKey
-        None of them has a row yet.
-
-    Returns
-    -------
-    list of int
-        Row of each key.
-    """
-    group = open_group(path, "r+")
-    start = _count_rows(group)
-    rows = list(range(start, start + len(keys)))
-    # the length of status decides how many chips there are, so it changes last: rows that a dying client leaves in
-    # the other arrays belong to nobody, and the next one takes them
-    for name in _chip_arrays(group):
-        array = array_of(group, name)
-        if name != "status":
-            array.resize((start + len(keys), *array.shape[1:]))
-    write_columns(
-        group,
-        rows,
-        {
-            "obs_id": np.array([key.obs_id for key in keys], dtype=object),
-            "detector": [key.detector for key in keys],
-            "version": [key.version for key in keys],
-        },
-    )
-    array_of(group, "status").resize((start + len(keys),))
-    return rows
-
-
-def write_columns(group: zarr.Group, rows: Sequence[int] | NDArray[np.int64], columns: Mapping[str, ArrayLike]) -> None:
-    """Write per-chip values of some rows; client only."""
-    if not len(rows):
-        return
-    index = np.asarray(rows)
-    for name, values in columns.items():
-        array = np.asarray(values)
-        array_of(group, name).oindex[index] = array.astype(object) if array.dtype.kind in "OUT" else array
-
-
-def write_results(path: str, rows: Sequence[int], results: Sequence[ChipResult]) -> None:
-    """Record what became of some chips: scalars first, status last, so that a done row is complete."""
-    if not rows:
-        return
-    group = open_group(path, "r+")
-    done = [(row, result.info) for row, result in zip(rows, results, strict=True) if result.info is not None]
-    if done:
-        fields = [v.name for v in CHIP_VARIABLES if hasattr(done[0][1], v.name)]
-        write_columns(
-            group,
-            [row for row, _ in done],
-            {name: _column([getattr(info, name) for _, info in done]) for name in fields},
-        )
-    write_columns(group, rows, {"reason": _column([result.reason for result in results])})
-    write_columns(group, rows, {"status": _column([result.status for result in results])})
-
-
-def _column(values: list) -> NDArray:
-    return np.array(values, dtype=object) if isinstance(values[0], str) else np.asarray(values)
-
-
-def write_files(path: str, files: Sequence[tuple[str, str]]) -> None:
-    """Record inputs that gave no chip; an input that is recorded already keeps its row."""
-    group = array_of(open_group(path, "r+"), FILES)
-    known = {str(name): row for row, name in enumerate(array_of(group, "path")[:])}
-    new = dict.fromkeys(name for name, _ in files if name not in known)
-    known |= {name: len(known) + k for k, name in enumerate(new)}
-    for name in ("path", "reason"):
-        array_of(group, name).resize((len(known),))
-    write_columns(
-        group,
-        [known[name] for name, _ in files],
-        {"path": _column([name for name, _ in files]), "reason": _column([why for _, why in files])} if files else {},
-    )
-
-
-class ChipWriter:
-    """Writes the pixels, maps and header of one chip: a task's only way into the store.
-
-    Parameters
-    ----------
-    path : str
-    row : int
-        The chip's row, allocated by the client.
-    """
-
-    def __init__(self, path: str, row: int):
-        group = zarr.open_group(path, mode="r+")
-        self.row = row
-        self._image: Any = group.get("image")
-        self._mask: Any = group.get("mask")
-        self._reduced, self._header = array_of(group, "reduced"), array_of(group, "header")
-
-    @property
-    def band_rows(self) -> int | None:
-        """Rows that must be written together; None if no pixels are kept."""
-        array = self._image if self._image is not None else self._mask
-        if array is None:
-            return None
-        return int((array.shards or array.chunks)[1])
-
-    def write_pixels(self, y0: int, image: NDArray[np.float32], mask: NDArray[np.uint8]) -> None:
-        """Write whole rows that begin at ``y0``, a multiple of `band_rows`."""
-        stop = y0 + image.shape[0]
-        if self._image is not None:
-            self._image[self.row, y0:stop] = image
-        if self._mask is not None:
-            self._mask[self.row, y0:stop] = mask
-
-    def write_maps(self, maps: NDArray, cards: NDArray[np.uint8]) -> None:
-        """Write the reduced maps (channel, iy, ix) and the header cards."""
-        self._reduced[self.row] = maps.astype(np.float32)
-        padded = np.full(HEADER_BYTES, 32, np.uint8)
-        padded[: min(cards.size, HEADER_BYTES)] = cards[:HEADER_BYTES]
-        self._header[self.row] = padded
