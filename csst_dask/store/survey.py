@@ -163,7 +163,8 @@ def open_survey(path: str | Path) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Backed by Dask arrays with the store's chunks; ``chip`` is the row number, and ``attrs["store"]`` the path.
+        ``image``, ``mask``, ``reduced`` and ``header`` are Dask arrays with the store's chunks; the rest is read when
+        it is looked at. ``chip`` is the row number, and ``attrs["store"]`` the path.
 
     Raises
     ------
@@ -172,7 +173,10 @@ def open_survey(path: str | Path) -> xr.Dataset:
     """
     where = locate(path)
     _check_whole(where)
-    survey = xr.open_zarr(where, consolidated=False)
+    survey = xr.open_zarr(where, consolidated=False, chunks=None)
+    chunked = xr.open_zarr(where, consolidated=False)
+    big = [name for name in ("image", "mask", "reduced", "header") if name in survey.variables]
+    survey = survey.assign({name: chunked[name].variable for name in big}).set_coords("header")
     return plain_strings(survey).assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=where)
 
 
