@@ -137,6 +137,19 @@ def test_gain_and_offset_leave_the_standardised_image_alone():
     np.testing.assert_allclose(standardised(one), standardised(two), atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", ["f4", ">f4"])
+def test_flagged_first_rows_do_not_spoil_the_statistics(dtype):
+    image = (np.random.default_rng(2).standard_normal((320, 300)) * 5 + 30_000).astype(dtype)
+    flags = np.zeros(image.shape, np.uint8)
+    flags[:32] = 1
+    sums = FrameSums(image.shape, (20, 20))
+    for y in range(0, 320, 32):
+        sums.add(image[y : y + 32], flags[y : y + 32], y0=y)
+    found, good = sums.finish(), image[32:].astype(float)
+    assert found.pixel_std == pytest.approx(good.std(), rel=1e-4)
+    assert found.pixel_mean == pytest.approx(good.mean(), rel=1e-7)
+
+
 def test_chunk_outside_the_frame_is_an_error():
     with pytest.raises(ValueError, match="does not lie on the frame"):
         FrameSums((50, 50)).add(np.zeros((10, 10), np.float32), y0=45)
