@@ -53,8 +53,12 @@ def write_exposures():
     from csst_dask.simulation.exposure import Renderer, plan_survey
     from csst_dask.simulation.product import write_chip
 
-    def write(folder: Path, detectors=(8, 9), exposures=2, shape=FRAME, seed=3) -> list:
-        plan = plan_survey(SimulationConfig(seed=seed, exposures=exposures, detectors=detectors, region="demo"))
+    def write(folder: Path, detectors=(8, 9), exposures=2, shape=FRAME, seed=3, star_counts=None) -> list:
+        plan = plan_survey(
+            SimulationConfig(
+                seed=seed, exposures=exposures, detectors=detectors, region="demo", star_counts=star_counts
+            )
+        )
         renderer = Renderer(shape)
         return [write_chip(renderer.render(e, d), folder) for e in plan for d in e.detectors]
 

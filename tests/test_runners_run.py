@@ -21,7 +21,7 @@ from csst_dask.store.survey import open_scalars, open_survey
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "csst_dask"]
-EXPOSURES = 20
+EXPOSURES = 12
 
 
 @pytest.fixture(scope="module")

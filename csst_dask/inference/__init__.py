@@ -1,6 +1,19 @@
 """From reduced maps to predictions and routes."""
 
-from csst_dask.inference.routing import route
-from csst_dask.inference.two_stage import INTERVAL_LEVEL, TwoStage, load_two_stage, predict_batch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["INTERVAL_LEVEL", "TwoStage", "load_two_stage", "predict_batch", "route"]
+if TYPE_CHECKING:
+    from csst_dask.inference.routing import route
+    from csst_dask.inference.two_stage import TwoStage, load_two_stage, predict_batch
+
+__all__ = ["TwoStage", "load_two_stage", "predict_batch", "route"]
+
+_PLACES = {"TwoStage": "two_stage", "load_two_stage": "two_stage", "predict_batch": "two_stage", "route": "routing"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and much of the package does without."""
+    if name in _PLACES:
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from csst_dask.models import LoadedModel, interval, load_weights, weights_folder
+from csst_dask.models.calibrate import INTERVAL_LEVEL, interval
+from csst_dask.models.files import weights_folder
+from csst_dask.models.weights import LoadedModel, load_weights
 from csst_dask.preprocess.inputs import SCALARS, make_inputs
 from csst_dask.schema import N_CLASSES
-
-INTERVAL_LEVEL = 0.9
-"""Share of chips whose true count lies between ``bright_lower`` and ``bright_upper``."""
 
 CROWDED = N_CLASSES - 1
 """Class for which the regression is bypassed (paper, section 4.5)."""

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
 
+INTERVAL_LEVEL = 0.9
+"""Share of chips whose true count lies between ``bright_lower`` and ``bright_upper``."""
+
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
 """Levels that are stored with the weights."""
 

@@ -13,6 +13,9 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from csst_dask.config import Config
+from csst_dask.inference.routing import route
+from csst_dask.models.calibrate import INTERVAL_LEVEL
+from csst_dask.models.files import identify_pair
 from csst_dask.runners.ledger import Summary, supersede
 from csst_dask.runners.window import Failure, Task, run_tasks
 from csst_dask.schema import ROUTE_FLAGS, ROUTES
@@ -126,13 +129,9 @@ def predict_survey(
     ConfigError
         If the store or the weights are missing or damaged.
     """
-    from csst_dask.inference.two_stage import load_two_stage
-    from csst_dask.models import weights_folder
-
     start, summary, path = time.monotonic(), Summary(), locate(path)
     supersede(path)
-    folder = str(weights_folder(config.inference.weights).resolve())
-    checksums = load_two_stage(folder).checksums
+    folder, checksums = identify_pair(config.inference.weights)
     batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
     scalars = open_scalars(path)
     status = scalars["status"].values
@@ -151,7 +150,7 @@ def predict_survey(
         rows = np.arange(block * batch, (block + 1) * batch)
         wanted = np.flatnonzero(todo[rows[0] : rows[-1] + 1])
         some = {name: scalars[name].values[rows[wanted]].tolist() for name in SCALARS}
-        args = (path, rows.tolist(), wanted.tolist(), some, folder, tuple(checksums.values()))
+        args = (path, rows.tolist(), wanted.tolist(), some, str(folder), tuple(checksums.values()))
         tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", args, rows[wanted]))
     for task, result in run_tasks(client, "predict", predict_block, tasks):
         if isinstance(result, Failure):
@@ -168,8 +167,6 @@ def predict_survey(
 
 
 def _describe(path: str, config: Config) -> None:
-    from csst_dask.inference.two_stage import INTERVAL_LEVEL
-
     thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
     store.describe(path, {"interval_level": INTERVAL_LEVEL, **thresholds})
 
@@ -193,8 +190,6 @@ def _refresh(path: str, config: Config) -> None:
 
 def _routes(found: Mapping[str, NDArray], predicted: NDArray[np.bool_], config: Config) -> dict[str, NDArray]:
     """Routes of some chips; nothing where there is no prediction."""
-    from csst_dask.inference.routing import route
-
     classes, bright, confidence, unlike = (found[name] for name in ROUTED_BY)
     names, flags = route(classes, bright, confidence, predicted, unlike, config.routing)
     return {"route": np.where(predicted, names.astype(object), ""), "route_flags": np.where(predicted, flags, 0)}

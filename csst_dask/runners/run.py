@@ -9,6 +9,7 @@ from distributed import Client
 
 from csst_dask.config import Config
 from csst_dask.errors import ConfigError
+from csst_dask.models.files import identify_pair
 from csst_dask.runners.ingest import ingest_survey
 from csst_dask.runners.ledger import Summary
 from csst_dask.runners.map import check_map, map_survey
@@ -28,8 +29,6 @@ def check(config: Config) -> None:
     ConfigError
         Names the field that is missing or wrong.
     """
-    from csst_dask.inference.two_stage import load_two_stage
-
     for name, value in (("inputs", config.inputs), ("store", config.store), ("map.out", config.map.out)):
         if not value:
             raise ConfigError(f"{name} is missing; a run needs inputs, store and map.out")
@@ -38,7 +37,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"inputs: {path} does not exist; check the path")
     check_usable(str(config.store), config.ingest, config.mask)
     check_map(config.map)
-    load_two_stage(config.inference.weights)
+    identify_pair(config.inference.weights)
 
 
 def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, Summary], xr.Dataset]:

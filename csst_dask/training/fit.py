@@ -15,7 +15,7 @@ from torch import nn
 
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.models.weights import write_atomically
+from csst_dask.models.files import write_atomically
 from csst_dask.training.augment import apply_dihedral, apply_jitter, draw_dihedral, draw_jitter
 from csst_dask.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from csst_dask.training.finish import FitResult, finish
