@@ -90,8 +90,12 @@ def demo(
 ) -> None:
     """Simulate a strip of sky, and turn its full-size images into a map with a report."""
     from csst_dask.runners.demo import demo_config, run_demo
+    from csst_dask.runners.map import check_map
+    from csst_dask.store.survey import check_usable
 
     chosen = demo_config(out.resolve(), configure(config, scheduler, scheduler_file, workers))
+    check_usable(str(chosen.store), chosen.ingest, chosen.mask)
+    check_map(chosen.map)
     with connected(chosen) as (client, stages):
         summaries, _, report = run_demo(client, out.resolve(), chosen, stages, keep)
     finish(summaries, store=chosen.store, map=chosen.map.out, picture=chosen.map.png, report=report)
@@ -188,7 +192,12 @@ def predict(
         Path | None,
         typer.Option("--weights", help="Folder of the two networks.", show_default="the shipped ones"),
     ] = None,
-    batch: Annotated[str | None, typer.Option("--batch", help="Chips per pass, or auto.", show_default="auto")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", help="Chips per pass, or auto; another size predicts all chips again.", show_default="auto"
+        ),
+    ] = None,
     config: ConfigOption = None,
     scheduler: SchedulerOption = None,
     scheduler_file: SchedulerFileOption = None,

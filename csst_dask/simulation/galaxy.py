@@ -75,7 +75,7 @@ def region(name: str) -> Region:
         return REGIONS[name]
     except KeyError:
         raise ConfigError(
-            f"simulation.region: unknown region {name!r}; expected {MIXED} or one of {', '.join(REGIONS)}"
+            f"simulation.region: unknown region {name!r}; expected {MIXED}, demo or one of {', '.join(REGIONS)}"
         ) from None
 
 
