@@ -27,8 +27,8 @@ from csst_dask.simulation.product import chip_info, chip_key, make_headers, writ
 from csst_dask.store.codecs import quantisation_step, quantise
 from csst_dask.store.writer import ChipWriter
 
-BLOCK_ROWS = 40
-"""Rows that are read, masked and summed at a time: they stay in the second-level cache."""
+BLOCK_ROWS = 83
+"""Rows that are read, masked and summed at a time: two rows of blocks, so that few sums are folded twice."""
 
 Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
 """Raw image, flags and weights of rows [y0, y1); valid until the next call."""
