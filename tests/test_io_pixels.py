@@ -86,12 +86,16 @@ def test_blanks_are_nan(tmp_path, dtype, raw_blank, value):
     np.testing.assert_array_equal(rows[~blank], data[~blank].astype(rows.dtype))
 
 
-def test_the_buffer_is_reused(tmp_path):
+def test_two_buffers_take_turns(tmp_path):
     with open_pixels(write(tmp_path / "x.fits", numbers("u2"))) as source:
         first = source.read_rows(0, 30)
         second = source.read_rows(30, 60)
-        assert np.shares_memory(first, second)
+        assert not np.shares_memory(first, second)
+        np.testing.assert_array_equal(first, numbers("u2")[:30])  # still good while the next rows are read
+        third = source.read_rows(60, 90)
+        assert np.shares_memory(first, third)
         np.testing.assert_array_equal(second, numbers("u2")[30:60])
+        np.testing.assert_array_equal(third, numbers("u2")[60:90])
 
 
 @pytest.mark.parametrize("rows", [(-1, 4), (5, 5), (6, 5), (90, 93)])

@@ -208,6 +208,31 @@ def test_same_result_for_any_number_of_workers_and_for_the_plain_function(client
     assert_same_result(by_cluster, by_hand)
 
 
+def test_reading_ahead_keeps_order_and_passes_errors_on():
+    from csst_dask.runners.chips import read_ahead
+
+    asked = []
+
+    def rows(y0, y1):
+        asked.append(y0)
+        if y0 == 30:
+            raise OSError("disk on fire")
+        return y0, y1
+
+    spans = [(0, 10), (10, 20), (20, 30), (30, 40), (40, 50)]
+    seen = []
+
+    def read():
+        for span, raw in read_ahead(rows, spans):
+            assert raw == span
+            seen.append(span)
+
+    with pytest.raises(OSError, match="on fire"):
+        read()
+    assert seen == spans[:3]
+    assert asked == [0, 10, 20, 30]
+
+
 def test_newer_version_supersedes(client, tmp_path, write_exposures, config):
     chips = write_exposures(tmp_path / "in", exposures=1)
     old, new = chips[0], chips[0].image.replace("_V01_", "_V02_")

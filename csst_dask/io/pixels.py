@@ -59,7 +59,7 @@ class PixelSource:
         Returns
         -------
         (y1 - y0, nx) array of `dtype`
-            Physical values; a blank is NaN. Valid until the next call, which may reuse its memory.
+            Physical values; a blank is NaN. Valid until the call after the next, which may reuse its memory.
 
         Raises
         ------
@@ -94,12 +94,13 @@ class _PlainPixels(PixelSource):
         self._unsigned = unsigned
         self._offset = hdu.offset
         self._row_bytes = self.shape[1] * raw.itemsize
-        self._buffer = np.empty(0, dtype=np.uint8)
+        self._buffer = self._other = np.empty(0, dtype=np.uint8)
         _check_size(path, hdu.offset, self.shape[0] * self._row_bytes)
         self._file = FileIO(path, "rb")
 
     def _rows(self, y0: int, y1: int) -> NDArray:
         size = (y1 - y0) * self._row_bytes
+        self._buffer, self._other = self._other, self._buffer
         if self._buffer.size < size:
             self._buffer = np.empty(size, dtype=np.uint8)
         self._fill(self._buffer[:size].data, self._offset + y0 * self._row_bytes)
@@ -122,7 +123,7 @@ class _PlainPixels(PixelSource):
 
     def close(self) -> None:
         self._file.close()
-        self._buffer = np.empty(0, dtype=np.uint8)
+        self._buffer = self._other = np.empty(0, dtype=np.uint8)
 
 
 class _DecodedPixels(PixelSource):

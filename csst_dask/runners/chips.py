@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,30 @@ BLOCK_ROWS = 83
 """Rows that are read, masked and summed at a time: two rows of blocks, so that few sums are folded twice."""
 
 Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
-"""Raw image, flags and weights of rows [y0, y1); valid until the next call."""
+"""Raw image, flags and weights of rows [y0, y1); valid until the call after the next."""
+
+
+def read_ahead(rows: Rows, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple]]:
+    """Read spans of rows one after the other, each while the one before is worked on.
+
+    Parameters
+    ----------
+    rows : callable
+    spans : list of (int, int)
+
+    Yields
+    ------
+    span : (int, int)
+    raw : tuple
+        What ``rows`` gave, for use until the next step.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        coming = pool.submit(rows, *spans[0])
+        for span, following in pairwise([*spans, None]):
+            raw = coming.result()
+            if following is not None:
+                coming = pool.submit(rows, *following)
+            yield span, raw  # type: ignore[misc]
 
 
 class PixelPass:
@@ -72,17 +97,17 @@ class PixelPass:
         step = 0.0
         if writer is not None and self.config.ingest.pixels == "quantised":
             step = quantisation_step(_sky_sigma(rows, (ny, nx)))
-        for y0 in range(0, ny, band):
-            stop = min(y0 + band, ny)
-            for y in range(y0, stop, BLOCK_ROWS):
-                end = min(y + BLOCK_ROWS, stop)
-                image, mask = self._image[y - y0 : end - y0], self._mask[y - y0 : end - y0]
-                pixels, bits = self._decode(rows(y, end), image if kept else None, mask)
-                if kept:
-                    quantise(image, step)
-                sums.add(pixels, bits, invalid=self.invalid, y0=y)
-            if writer is not None and kept:
-                writer.write_pixels(y0, self._image[: stop - y0], self._mask[: stop - y0])
+        bands = range(0, ny, band)
+        edges = sorted({ny} | {y for y0 in bands for y in range(y0, min(y0 + band, ny), BLOCK_ROWS)})
+        for (y, end), raw in read_ahead(rows, list(pairwise(edges))):
+            y0 = y // band * band
+            image, mask = self._image[y - y0 : end - y0], self._mask[y - y0 : end - y0]
+            pixels, bits = self._decode(raw, image if kept else None, mask)
+            if kept:
+                quantise(image, step)
+            sums.add(pixels, bits, invalid=self.invalid, y0=y)
+            if writer is not None and kept and (end % band == 0 or end == ny):
+                writer.write_pixels(y0, self._image[: end - y0], self._mask[: end - y0])
         return sums.finish()
 
     def _decode(
