@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from astropy.io import fits
-from conftest import FRAME, assert_same_result
+from conftest import assert_same_result
 from typer.testing import CliRunner
 
 from csst_dask.cli import app
@@ -32,12 +32,6 @@ def rewrite(path: str, change) -> None:
         primary = hdus[0].copy()
     data, header = change(data, header)
     fits.HDUList([primary, fits.ImageHDU(data, header)]).writeto(path, overwrite=True)
-
-
-def no_wcs(data, header):
-    for word in ("CTYPE1", "CTYPE2", "CD1_1", "CD1_2", "CD2_1", "CD2_2"):
-        del header[word]
-    return data, header
 
 
 @pytest.fixture
@@ -299,7 +293,3 @@ def test_status_as_json(client, tmp_path, write_exposures, config):
     result = CliRunner().invoke(app, ["status", "--store", store, "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["chips"]["done"] == 2
-
-
-def test_frame_is_the_small_one():
-    assert all(size % chunk == 0 for size, chunk in zip(FRAME, (92, 96), strict=True))

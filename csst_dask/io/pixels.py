@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -27,7 +28,7 @@ _TOP_BIT = np.array([0x8000], dtype=">u2").view(np.uint16)
 _WARNINGS = RLock()
 
 
-class PixelSource:
+class PixelSource(ABC):
     """A 2-D image of a FITS file, read by rows; a context manager.
 
     Use `open_pixels` to get one.
@@ -72,9 +73,11 @@ class PixelSource:
             raise ValueError(f"rows {y0} to {y1} asked for, expected 0 <= y0 < y1 <= {self.shape[0]}")
         return self._rows(y0, y1)
 
+    @abstractmethod
     def _rows(self, y0: int, y1: int) -> NDArray:
-        raise NotImplementedError
+        """Rows that are known to lie on the frame."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file and of the memory."""
 
