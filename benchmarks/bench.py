@@ -23,7 +23,7 @@ import numpy as np
 from memory import extra_memory
 from naive import naive_file, naive_image, reference
 from numpy.typing import NDArray
-from real import maps_of_file, maps_of_triplet, plan, read_files, stage_clock
+from real import maps_of_file, maps_of_triplet, plan, read_files, render_and_reduce, stage_clock
 from rich.console import Console
 from rich.table import Table
 
@@ -31,8 +31,9 @@ from csst_dask.config import MaskConfig
 from csst_dask.instrument.flags import mask_table
 from csst_dask.preprocess import reduce_image, standardised
 from csst_dask.schema import ChipFiles
-from csst_dask.simulation.exposure import Chip, Renderer
+from csst_dask.simulation.exposure import Chip, Exposure
 from csst_dask.simulation.product import write_chip
+from csst_dask.simulation.renderer import Renderer
 
 G_BAND, I_BAND = 8, 7
 STARS = 30_000
@@ -194,19 +195,31 @@ def error_rows(image: NDArray[np.float32], quick: bool) -> list[Row]:
 
 
 def simulator_rows(renderer: Renderer, quick: bool) -> list[Row]:
-    """CPU time of rendering a frame, by stage."""
+    """CPU time of rendering and reducing a chip, by stage: the better of two."""
     rows = []
     for band, detector in [("g", G_BAND)] if quick else [("g", G_BAND), ("i", I_BAND)]:
-        for stars in (1e3, 1e5, 2e5):
-            exposure, start = plan(stars, detector), time.process_time()
-            with stage_clock() as stages:
-                renderer.render(exposure, detector)
-            seconds = time.process_time() - start
-            stages["other"] = seconds - sum(stages.values())
-            parts = ", ".join(f"{name} {part:.2f}" for name, part in stages.items() if part >= 0.01)
-            target, met = ("< 2 s CPU", seconds < 2) if stars == 1e5 else ("", None)
-            rows.append(Row(f"simulate {band}, {stars:.0f} stars: {parts}", f"{seconds:.2f} s", None, target, met))
+        for galaxies in (False, True):
+            for wanted in (0, 1e5, 2e5):
+                best, parts, stars = min(
+                    (_simulate(renderer, plan(wanted, detector, galaxies), detector) for _ in range(2)),
+                    key=lambda run: run[0],
+                )
+                limit = 1.5 if galaxies else 0.8
+                target, met = (f"<= {limit} s CPU", best <= limit) if band == "g" else ("", None)
+                what = f"simulate {band}, {stars} stars{' and galaxies' if galaxies else ''}: {parts}"
+                rows.append(Row(what, f"{best:.2f} s", None, target, met))
     return rows
+
+
+def _simulate(renderer: Renderer, exposure: Exposure, detector: int) -> tuple[float, str, int]:
+    """CPU seconds, their parts, and the stars of the scene."""
+    start = time.process_time()
+    with stage_clock() as stages:
+        chip = render_and_reduce(renderer, exposure, detector)
+    seconds = time.process_time() - start
+    stages["zeroing and reduction"] = seconds - sum(stages.values())
+    parts = ", ".join(f"{name} {part:.2f}" for name, part in stages.items() if part >= 0.005)
+    return seconds, parts, len(chip.scene.stars)
 
 
 def machine() -> str:

@@ -13,15 +13,19 @@ from csst_dask.io.pixels import open_pixels
 from csst_dask.preprocess import Reduced
 from csst_dask.runners.chips import PixelPass
 from csst_dask.schema import FRAME_SHAPE, ChipFiles
-from csst_dask.simulation import exposure as simulation
+from csst_dask.simulation import renderer
+from csst_dask.simulation.exposure import Chip, Exposure
+from csst_dask.simulation.survey import plan_survey
 
 STAGES = {
-    "draw": (simulation, "_draw_stars"),
-    "PSF": (simulation, "make_psf"),
-    "stars": (simulation, "add_stars"),
-    "bleed": (simulation.ccd, "bleed"),
-    "defects": (simulation.ccd, "add_defects"),
-    "noise": (simulation, "observe"),
+    "catalogue": (renderer, "draw_scene"),
+    "PSF": (renderer, "make_exposure_psf"),
+    "stars": (renderer, "paint_stars"),
+    "galaxies": (renderer, "add_galaxies"),
+    "cosmic rays": (renderer.ccd, "add_cosmic_rays"),
+    "bleeding": (renderer.ccd, "bleed"),
+    "defects": (renderer.ccd, "add_defects"),
+    "sky and noise": (renderer, "observe"),
 }
 
 
@@ -58,17 +62,36 @@ def read_files(buffer: bytearray, *paths: str | None) -> None:
                 pass
 
 
-def plan(stars: float, band_detector: int, seed: int = 0) -> simulation.Exposure:
-    """One exposure of the demonstration region with so many stars on a detector."""
-    [exposure] = simulation.plan_survey(
-        SimulationConfig(region="demo", seed=seed, star_counts=(int(stars),), detectors=(band_detector,))
+def plan(stars: float, band_detector: int, galaxies: bool = False, seed: int = 0) -> Exposure:
+    """One exposure of the demonstration region with so many stars on a detector; cosmic rays come with galaxies."""
+    [exposure] = plan_survey(
+        SimulationConfig(
+            region="demo",
+            seed=seed,
+            star_counts=(int(stars),),
+            detectors=(band_detector,),
+            galaxies=galaxies,
+            cosmic_rays=galaxies,
+        )
     )
     return exposure
 
 
+def render_and_reduce(rendering: renderer.Renderer, exposure: Exposure, detector: int) -> Chip:
+    """What a task of ``csst-dask simulate --store`` does before it writes: noise comes with the rows."""
+    chip, ready = rendering.expose(exposure, detector)
+
+    def rows(y0: int, y1: int) -> tuple:
+        ready(y0, y1)
+        return chip.image[y0:y1], chip.flags[y0:y1], None
+
+    pixel_pass(config_of(FRAME_SHAPE)).run(rows, None)
+    return chip
+
+
 @contextmanager
 def stage_clock() -> Iterator[dict[str, float]]:
-    """CPU seconds spent in each stage of rendering while the context lasts."""
+    """CPU seconds that the threads of each stage of rendering spend while the context lasts."""
     seconds: dict[str, float] = defaultdict(float)
     originals = {name: getattr(module, attribute) for name, (module, attribute) in STAGES.items()}
     for name, (module, attribute) in STAGES.items():
@@ -82,10 +105,10 @@ def stage_clock() -> Iterator[dict[str, float]]:
 
 def _timed(function: Callable, name: str, seconds: dict[str, float]) -> Callable:
     def call(*args: object, **kwargs: object) -> object:
-        start = time.process_time()
+        start = time.thread_time()
         try:
             return function(*args, **kwargs)
         finally:
-            seconds[name] += time.process_time() - start
+            seconds[name] += time.thread_time() - start
 
     return call

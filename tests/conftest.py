@@ -50,8 +50,9 @@ def weights(tmp_path_factory) -> Path:
 def write_exposures():
     """Write simulated chips of a small frame; returns their files."""
     from csst_dask.config import SimulationConfig
-    from csst_dask.simulation.exposure import Renderer, plan_survey
     from csst_dask.simulation.product import write_chip
+    from csst_dask.simulation.renderer import Renderer
+    from csst_dask.simulation.survey import plan_survey
 
     def write(folder: Path, detectors=(8, 9), exposures=2, shape=FRAME, seed=3, star_counts=None) -> list:
         plan = plan_survey(

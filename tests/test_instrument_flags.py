@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csst_dask.config import DEFAULT_FLAG_BITS
+from csst_dask.config.sections import DEFAULT_FLAG_BITS
 from csst_dask.errors import ConfigError
 from csst_dask.instrument import mask_table
 from csst_dask.schema import MASK_MEANINGS, Mask

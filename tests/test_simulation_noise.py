@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from csst_dask.simulation.noise import normal_row, observe
+from csst_dask.simulation.noise import GLOW_CELL, normal_row, observe
+from csst_dask.simulation.render import expand_glow, new_glow
 
 ROWS, HALF = 1200, 4608
 
 
 def normal_image(key, rows=ROWS, half=HALF):
-    out = np.empty((rows, 2 * half), np.float32)
-    for row in range(rows):
-        normal_row(np.uint32(key[0]), np.uint32(key[1]), row, out[row, :half], out[row, half:])
+    """What observing nothing with a read noise of 1 electron in 1 s gives."""
+    out = np.zeros((rows, 2 * half), np.float32)
+    observe(out, sky=0, gradient=(0, 0), dark=0, read_noise=1, exptime=1, full_well=1e9, key=key)
     return out
 
 
@@ -64,17 +65,38 @@ def test_pixels_are_uncorrelated(image, a, b):
     assert abs(np.mean((first**2 - 1) * (second**2 - 1), dtype=np.float64)) < 2 * bound
 
 
-@pytest.mark.parametrize("other", [(0xDEADBEF0, 12345), (0xDEADBEEF, 12346), (0xDEADBEF1, 12344), (0, 0)])
+@pytest.mark.parametrize(
+    "other",
+    [
+        (0xDEADBEF0, 12345),
+        (0xDEADBEEF, 12346),
+        (0xDEADBEF1, 12344),
+        (0xDEADBEEF + HALF, 12345),
+        (12345, 0xDEADBEEF),
+        (0, 0),
+    ],
+)
 def test_keys_give_independent_images(image, other):
+    # keys next to each other too, and those whose counters would overlap if they were taken as they are
     found = normal_image(other, 200)
-    for shift in (0, 1):
-        pair = image[:200, shift:] * found[:, : 2 * HALF - shift]
-        assert abs(pair.mean(dtype=np.float64)) < 4 / np.sqrt(pair.size)
+    for down, right in ((0, 0), (1, 0), (0, 1), (0, -1)):
+        pair = (
+            image[down : 200 + down, max(right, 0) :][:, : 2 * HALF - 1] * found[:, max(-right, 0) :][:, : 2 * HALF - 1]
+        )
+        assert abs(pair.mean(dtype=np.float64)) < 4.5 / np.sqrt(pair.size)
     assert np.count_nonzero(image[:200] == found) < 1e-5 * found.size
 
 
 def test_one_key_is_one_image(image):
     np.testing.assert_array_equal(normal_image((0xDEADBEEF, 12345), 20), image[:20])
+
+
+def test_a_row_is_two_halves_of_independent_numbers():
+    first, second = np.empty(5000, np.float32), np.empty(5000, np.float32)
+    normal_row(np.uint32(1), np.uint32(2), 3, first, second)
+    for half in (first, second):
+        assert half.std() == pytest.approx(1, abs=4 / np.sqrt(10_000))
+    assert abs(np.mean(first * second)) < 4 / np.sqrt(5000)
 
 
 def expose(sky, shape=(200, 1001), gradient=(0.0, 0.0), stars=0.0, dark=3.0, read_noise=5.0, key=(1, 2), well=9e4):
@@ -99,6 +121,45 @@ def test_a_frame_of_odd_width_has_noise_in_its_last_column_too():
 def test_noise_depends_on_the_key_and_not_on_the_buffer():
     np.testing.assert_array_equal(expose(30.0), expose(30.0))
     assert (expose(30.0) != expose(30.0, key=(1, 3))).mean() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(101, 96), (64, 77)])
+@pytest.mark.parametrize("step", [1, 7, 40, 200])
+def test_rows_in_blocks_are_the_rows_of_the_whole(shape, step):
+    rng = np.random.default_rng(0)
+    stars, glow = rng.exponential(50, shape).astype(np.float32), rng.exponential(9, new_glow(shape).shape)
+    settings = {
+        "sky": 30.0, "gradient": (0.3, -0.2), "dark": 3.0, "read_noise": 5.0, "exptime": 150.0, "full_well": 250.0,
+        "key": (5, 6), "glow": glow.astype(np.float32),
+    }  # fmt: skip
+    whole, blocks = stars.copy(), stars.copy()
+    observe(whole, **settings)
+    starts = np.random.default_rng(1).permutation(np.arange(0, shape[0], step))
+    for y in starts:
+        observe(blocks, rows=(int(y), min(int(y) + step, shape[0])), **settings)
+    np.testing.assert_array_equal(blocks, whole)
+    # rows that are not asked for stay as they are
+    some = stars.copy()
+    observe(some, rows=(10, 20), **settings)
+    np.testing.assert_array_equal(some[10:20], whole[10:20])
+    np.testing.assert_array_equal(np.delete(some, np.s_[10:20], 0), np.delete(stars, np.s_[10:20], 0))
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (70, 85)])
+def test_the_glow_is_light_like_any_other(shape):
+    glow = np.random.default_rng(2).exponential(40, new_glow(shape).shape).astype(np.float32)
+    settings = {
+        "sky": 20.0, "gradient": (0.0, 0.0), "dark": 3.0, "read_noise": 5.0, "exptime": 150.0, "full_well": 9e4,
+        "key": (8, 9),
+    }  # fmt: skip
+    with_glow, painted = np.zeros(shape, np.float32), expand_glow(glow, shape).astype(np.float32)
+    bare = np.zeros(shape, np.float32)
+    observe(with_glow, glow=glow, **settings)
+    observe(painted, **settings)
+    observe(bare, **settings)
+    np.testing.assert_allclose(with_glow, painted, rtol=1e-4, atol=1e-5)
+    assert np.abs(with_glow - bare).max() > 10 / 150
+    assert GLOW_CELL * (glow.shape[0] - 2) <= shape[0] < GLOW_CELL * (glow.shape[0] - 1)
 
 
 def test_the_gradient_is_the_relative_change_from_edge_to_edge():

@@ -18,6 +18,7 @@ from csst_dask.cli.app import (
     WorkersOption,
     app,
 )
+from csst_dask.cli.check import report_fidelity
 from csst_dask.config import Config, load_config, with_settings
 from csst_dask.errors import ConfigError
 
@@ -28,6 +29,29 @@ class Pixels(StrEnum):
     lossless = "lossless"
     quantised = "quantised"
     none = "none"
+
+
+class Depth(StrEnum):
+    """How faint stars are rendered."""
+
+    paper = "paper"
+    deep = "deep"
+
+
+class Physics(StrEnum):
+    """Laws of sky and instrument."""
+
+    nominal = "nominal"
+    randomised = "randomised"
+    off_nominal = "off-nominal"
+
+
+class Product(StrEnum):
+    """Kinds of FITS files."""
+
+    level1 = "level1"
+    level0 = "level0"
+    readout = "readout"
 
 
 def configure(
@@ -110,8 +134,17 @@ def simulate(
         str | None,
         typer.Option("--store", help="Reduce in memory into this store; no FITS.", show_default=False),
     ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check", help="Write a report on the simulator's fidelity here, and no survey.", show_default=False
+        ),
+    ] = None,
     region: Annotated[
-        str | None, typer.Option("--region", help="Sky region, or 'mixed'.", show_default="mixed")
+        str | None,
+        typer.Option(
+            "--region", help="A region's name, 'RA,DEC', a box 'RA0:RA1,DEC0:DEC1', or 'mixed'.", show_default="mixed"
+        ),
     ] = None,
     exposures: Annotated[int | None, typer.Option("--exposures", help="Pointings.", show_default="1")] = None,
     detectors: Annotated[
@@ -119,7 +152,22 @@ def simulate(
         typer.Option("--detectors", help="Such as 6,7,22.", show_default="all 18 imaging detectors"),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="One seed is one survey.", show_default="0")] = None,
-    pixels: Annotated[Pixels | None, typer.Option("--pixels", help="What --store keeps of the pixels.")] = None,
+    galaxies: Annotated[
+        bool | None,
+        typer.Option("--galaxies/--no-galaxies", help="Galaxies as well as stars.", show_default="galaxies"),
+    ] = None,
+    depth: Annotated[
+        Depth | None, typer.Option("--depth", help="How faint stars are rendered.", show_default="paper")
+    ] = None,
+    physics: Annotated[
+        Physics | None, typer.Option("--physics", help="Laws of sky and instrument.", show_default="nominal")
+    ] = None,
+    product: Annotated[
+        Product | None, typer.Option("--product", help="Kind of FITS files.", show_default="level1")
+    ] = None,
+    pixels: Annotated[
+        Pixels | None, typer.Option("--pixels", help="What --store keeps of the pixels.", show_default="lossless")
+    ] = None,
     config: ConfigOption = None,
     scheduler: SchedulerOption = None,
     scheduler_file: SchedulerFileOption = None,
@@ -127,15 +175,18 @@ def simulate(
 ) -> None:
     """Simulate exposures with truth: FITS files, or straight into a store."""
     from csst_dask.runners.simulate import check_same_survey, simulate_files, simulate_store
-    from csst_dask.simulation.exposure import plan_survey
+    from csst_dask.simulation.survey import plan_survey
     from csst_dask.store.survey import check_usable, locate
 
-    if (out is None) == (store is None):
-        raise ConfigError("give --out (FITS files) or --store (no FITS), one of them")
+    if sum(place is not None for place in (out, store, check)) != 1:
+        raise ConfigError("give --out (FITS files), --store (no FITS) or --check (a report), one of them")
+    if check is not None:
+        report_fidelity(check.resolve())
     chosen = configure(
         config, scheduler, scheduler_file, workers,
         simulation__region=region, simulation__exposures=exposures, simulation__detectors=parse_detectors(detectors),
-        simulation__seed=seed, ingest__pixels=pixels.value if pixels else None,
+        simulation__seed=seed, simulation__galaxies=galaxies, simulation__depth=depth, simulation__physics=physics,
+        simulation__product=product, ingest__pixels=pixels,
     )  # fmt: skip
     plan_survey(chosen.simulation)
     if store is not None:

@@ -105,7 +105,7 @@ def detector_band(detector: int) -> str:
     return detector_spec(detector).band
 
 
-def detector_wcs(detector: int, ra0: float, dec0: float, theta: float) -> WCS:
+def detector_wcs(detector: int, ra0: float, dec0: float, theta: float, distortion: float = 0.0) -> WCS:
     """World coordinates of a detector's assembled frame, for a pointing.
 
     A gnomonic projection about the boresight: with s the pixel scale in degrees,
@@ -119,11 +119,13 @@ def detector_wcs(detector: int, ra0: float, dec0: float, theta: float) -> WCS:
         Boresight, deg ICRS.
     theta : float
         Image rotation, deg.
+    distortion : float
+        Of `csst_dask.instrument.distortion`, deg^-2.
 
     Returns
     -------
     astropy.wcs.WCS
-        TAN, with ``array_shape`` set to `csst_dask.schema.FRAME_SHAPE`.
+        TAN, or TPV where there is distortion, with ``array_shape`` set to `csst_dask.schema.FRAME_SHAPE`.
 
     Raises
     ------
@@ -134,15 +136,28 @@ def detector_wcs(detector: int, ra0: float, dec0: float, theta: float) -> WCS:
     ny, nx = FRAME_SHAPE
     cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
     wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    projection = "TPV" if distortion else "TAN"
+    wcs.wcs.ctype = [f"RA---{projection}", f"DEC--{projection}"]
     wcs.wcs.cunit = ["deg", "deg"]
     wcs.wcs.radesys = "ICRS"
     wcs.wcs.crval = [ra0, dec0]
+    wcs.wcs.lonpole = 180.0  # the default is another one at the pole itself
     wcs.wcs.crpix = [nx / 2 - spec.xc, ny / 2 - spec.yc]
     wcs.wcs.cd = PIXEL_SCALE / 3600 * np.array([[cos, -sin], [-sin, -cos]])
+    if distortion:
+        wcs.wcs.set_pv(tpv_terms(distortion))
     wcs.array_shape = FRAME_SHAPE
     wcs.wcs.set()
     return wcs
+
+
+def tpv_terms(distortion: float) -> list[tuple[int, int, float]]:
+    """Terms (axis, number, value) of the TPV polynomial of a radial cubic distortion; the others are 0.
+
+    Along axis 1 the polynomial reads xi' = PV1_1 xi + PV1_7 xi^3 + PV1_9 xi eta^2, and with the axes exchanged along
+    axis 2 (registry of FITS conventions, "TPV").
+    """
+    return [(axis, term, value) for axis in (1, 2) for term, value in ((1, 1.0), (7, distortion), (9, distortion))]
 
 
 def frame_corners(wcs: WCS, shape: tuple[int, int] = FRAME_SHAPE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

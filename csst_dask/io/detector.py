@@ -15,12 +15,10 @@ from csst_dask.errors import ChipRejected
 from csst_dask.instrument import detector_spec, frame_center, frame_corners
 from csst_dask.io import headers
 from csst_dask.io.astrometry import clean_wcs
+from csst_dask.io.counts import flag_counts, open_counts, raw_kind
 from csst_dask.io.filenames import parse_name
 from csst_dask.io.pixels import PixelSource, open_pixels
 from csst_dask.schema import FRAME_SHAPE, ChipFiles, ChipInfo, ChipKey
-
-READOUT_SHAPE = (4700, 20000)
-"""Shape (y, x) of a raw read-out frame, whose 16 strips have yet to be put together."""
 
 EXTENSIONS = {"flag": ("FLG", "DQ"), "weight": ("WHT",)}
 """EXTNAME of flags and weights that stand in the image file itself."""
@@ -84,6 +82,9 @@ class Detector:
 def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Detector:
     """Open the files of one chip and read its headers.
 
+    Raw frames of level 0, assembled or as 16 read-out strips, are served as e-/s with saturated pixels flagged;
+    `csst_dask.io.counts.raw_kind` says how they are told from calibrated images.
+
     Parameters
     ----------
     files : ChipFiles
@@ -100,7 +101,8 @@ def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Det
     ------
     ChipRejected
         If the detector does not exist or is slitless, a file is damaged, a frame has another shape than
-        `frame`, flags are not integers, or there is no usable WCS.
+        `frame`, flags are not integers, there is no usable WCS, or raw counts come without gain or exposure time
+        or cannot be told from calibrated pixels.
     OSError
         If the file system fails; trying again may help.
     """
@@ -109,12 +111,22 @@ def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Det
         raise ChipRejected(f"detector {spec.id} is not an imaging detector (grating {spec.band}); leave its files out")
     with ExitStack() as stack:
         image = stack.enter_context(open_pixels(files.image))
-        _check_shape(image, frame, "image")
+        name = parse_name(files.image)
+        kind = raw_kind(image, name.level if name else None, frame)
+        if kind != "readout":
+            _check_shape(image, frame, "image")
         flag = _companion(stack, files.flag, image, frame, "flag")
         weight = _companion(stack, files.weight, image, frame, "weight")
         if flag is not None and flag.dtype.kind not in "ui":
             raise ChipRejected(f"{flag.path} holds {flag.dtype.name} flags, expected unscaled integers; write it again")
-        detector = _describe(files, image, flag, weight)
+        notes = [] if flag is not None else ["no flags: only non-finite pixels are masked"]
+        if kind:
+            exptime = headers.read_exptime(image.header, image.primary)
+            counts, image, notes = open_counts(image, kind, image.primary, exptime)
+            if flag is None:
+                notes.append("no flags: only saturated pixels are masked")
+            flag = flag_counts(counts, flag)
+        detector = _describe(files, image, flag, weight, notes)
         stack.pop_all()
     return detector
 
@@ -135,14 +147,15 @@ def _companion(
 
 def _check_shape(source: PixelSource, frame: tuple[int, int], what: str) -> None:
     if source.shape != frame:
-        hint = "assemble the raw read-out first" if source.shape == READOUT_SHAPE else "leave it out"
         raise ChipRejected(
             f"{source.path} is a {what} of {source.shape[0]} x {source.shape[1]} pixels (y, x), "
-            f"expected {frame[0]} x {frame[1]}; {hint}"
+            f"expected {frame[0]} x {frame[1]}; leave it out"
         )
 
 
-def _describe(files: ChipFiles, image: PixelSource, flag: PixelSource | None, weight: PixelSource | None) -> Detector:
+def _describe(
+    files: ChipFiles, image: PixelSource, flag: PixelSource | None, weight: PixelSource | None, odd: list[str]
+) -> Detector:
     header, primary, key = image.header, image.primary, files.key
     name = parse_name(files.image)
     wcs = clean_wcs(header, image.shape, primary=primary, detector=key.detector)
@@ -150,9 +163,7 @@ def _describe(files: ChipFiles, image: PixelSource, flag: PixelSource | None, we
     ra, dec = frame_center(wcs, image.shape)
     corner_ra, corner_dec = frame_corners(wcs, image.shape)
     exptime = headers.read_exptime(header, primary)
-    notes = [note] if note else []
-    if flag is None:
-        notes.append("no flags: only non-finite pixels are masked")
+    notes = [note, *odd] if note else list(odd)
     unused = [name for name in image.others if not any(name in names for names in EXTENSIONS.values())]
     if unused:
         notes.append(f"further images of the file are not used: {', '.join(unused)}")

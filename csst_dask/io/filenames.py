@@ -11,7 +11,7 @@ from csst_dask.errors import ChipRejected, ConfigError
 from csst_dask.instrument import normalise_band
 
 Kind = Literal["image", "weight", "flag", "truth", "catalog", "psf", "log", "other"]
-Product = Literal["img", "wht", "flg", "truth"]
+Product = Literal["img", "wht", "flg", "raw", "truth"]
 
 C51_OFFSET = 90_000_000
 """Truth catalogues of the C5.1 simulation carry the exposure's number less this."""
@@ -152,8 +152,8 @@ def survey_name(
         1 to 30.
     t0, t1 : str
         Start and end of the exposure, YYYYMMDDhhmmss.
-    product : {"img", "wht", "flg", "truth"}
-        Image, weight, flag, or truth catalogue; truth belongs to level 0, whatever `level` says.
+    product : {"img", "wht", "flg", "raw", "truth"}
+        Image, weight, flag, raw image, or truth catalogue; the last two belong to level 0, whatever `level` says.
     version : int
         Version of the data reduction, 1 to 99.
     level : int
@@ -173,8 +173,10 @@ def survey_name(
     if product not in get_args(Product):
         raise ConfigError(f"product {product!r} found, expected one of {', '.join(get_args(Product))}")
     stem = f"CSST_MSC_MS_WIDE_{t0}_{t1}_{obs_id}_{detector:02d}"
-    truth, other = f"{stem}_L0_V{version:02d}.cat", f"{stem}_L{level}_V{version:02d}_{product}.fits"
-    name = truth if product == "truth" else other
+    if product in ("raw", "truth"):
+        name = f"{stem}_L0_V{version:02d}.{'fits' if product == 'raw' else 'cat'}"
+    else:
+        name = f"{stem}_L{level}_V{version:02d}_{product}.fits"
     parsed = parse_name(name)
     if parsed is None or (parsed.obs_id, parsed.t0, parsed.t1) != (obs_id, t0, t1) or detector not in range(1, 31):
         raise ConfigError(

@@ -34,19 +34,19 @@ class PixelSource(ABC):
     Use `open_pixels` to get one.
     """
 
-    def __init__(self, path: str, hdu: _Hdu, dtype: np.dtype) -> None:
+    def __init__(self, path: str, hdu: _Hdu | PixelSource, dtype: np.dtype) -> None:
         self.path = path
         self.header: fits.Header = hdu.header
         """Header of the image HDU."""
         self.primary: fits.Header = hdu.primary
         """Primary header; the same object as `header` where the image is the primary HDU."""
-        self.index = hdu.index
+        self.index: int = hdu.index
         """Number of the image HDU."""
         self.shape: tuple[int, int] = hdu.shape
         """(ny, nx), pixel."""
         self.dtype = dtype
         """Type of the rows; may be big-endian."""
-        self.others = hdu.others
+        self.others: tuple[str, ...] = hdu.others
         """EXTNAME, in capitals, of the further 2-D images of an unpacked file."""
 
     def read_rows(self, y0: int, y1: int) -> NDArray:
@@ -72,6 +72,12 @@ class PixelSource(ABC):
         if not 0 <= y0 < y1 <= self.shape[0]:
             raise ValueError(f"rows {y0} to {y1} asked for, expected 0 <= y0 < y1 <= {self.shape[0]}")
         return self._rows(y0, y1)
+
+    def read_part(self, y0: int, y1: int, x0: int, x1: int) -> NDArray:
+        """Columns from `x0` up to, and without, `x1` of some rows; otherwise like `read_rows`."""
+        if not 0 <= x0 < x1 <= self.shape[1]:
+            raise ValueError(f"columns {x0} to {x1} asked for, expected 0 <= x0 < x1 <= {self.shape[1]}")
+        return self.read_rows(y0, y1)[:, x0:x1]
 
     @abstractmethod
     def _rows(self, y0: int, y1: int) -> NDArray:
@@ -102,16 +108,32 @@ class _PlainPixels(PixelSource):
         self._file = FileIO(path, "rb")
 
     def _rows(self, y0: int, y1: int) -> NDArray:
-        size = (y1 - y0) * self._row_bytes
+        buffer = self._next_buffer((y1 - y0) * self._row_bytes)
+        self._fill(buffer.data, self._offset + y0 * self._row_bytes)
+        return self._numbers(buffer, y1 - y0)
+
+    def read_part(self, y0: int, y1: int, x0: int, x1: int) -> NDArray:
+        if not (0 <= y0 < y1 <= self.shape[0] and 0 <= x0 < x1 <= self.shape[1]):
+            return super().read_part(y0, y1, x0, x1)  # which raises
+        width = (x1 - x0) * self.dtype.itemsize
+        buffer = self._next_buffer((y1 - y0) * width)
+        start = self._offset + y0 * self._row_bytes + x0 * self.dtype.itemsize
+        for row in range(y1 - y0):
+            self._fill(buffer.data[row * width : (row + 1) * width], start + row * self._row_bytes)
+        return self._numbers(buffer, y1 - y0)
+
+    def _next_buffer(self, size: int) -> NDArray[np.uint8]:
         self._buffer, self._other = self._other, self._buffer
         if self._buffer.size < size:
             self._buffer = np.empty(size, dtype=np.uint8)
-        self._fill(self._buffer[:size].data, self._offset + y0 * self._row_bytes)
-        rows = self._buffer[:size].view(self.dtype).reshape(y1 - y0, self.shape[1])
+        return self._buffer[:size]
+
+    def _numbers(self, buffer: NDArray[np.uint8], rows: int) -> NDArray:
+        numbers = buffer.view(self.dtype).reshape(rows, -1)
         if self._unsigned:
-            bits = rows.view(np.uint16)
+            bits = numbers.view(np.uint16)
             bits ^= _TOP_BIT  # to add 32768 modulo 65536
-        return rows
+        return numbers
 
     def _fill(self, view: memoryview, position: int) -> None:
         self._file.seek(position)

@@ -24,8 +24,9 @@ from csst_dask.io.truth import read_truth
 from csst_dask.preprocess import FrameSums, Reduced, kernels
 from csst_dask.preprocess.reduce import sky_of_sample
 from csst_dask.schema import ChipFiles, ChipInfo, ChipResult, Mask
-from csst_dask.simulation.exposure import Exposure, Renderer
+from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.product import chip_info, chip_key, make_headers, write_chip
+from csst_dask.simulation.renderer import Renderer
 from csst_dask.store.codecs import quantisation_step, quantise
 from csst_dask.store.writer import ChipWriter
 
@@ -217,10 +218,21 @@ def simulate_to_store(exposure: Exposure, detector: int, row: int, store: str, c
     Parameters and return value are those of `ingest_chip`, with the chip's exposure and detector for its files.
     """
     start = time.perf_counter()
-    chip = _renderer(config.ingest.frame, _thread()).render(exposure, detector)
+    chip, ready = _renderer(config.ingest.frame, _thread()).expose(exposure, detector)
     rendered = time.perf_counter()
     writer = ChipWriter(store, row)
-    reduced = _pixel_pass(config, _thread()).run(lambda y0, y1: (chip.image[y0:y1], chip.flags[y0:y1], None), writer)
+    if config.ingest.pixels == "none":
+        # sky and noise come as the rows are read, while they are in the cache
+        def rows(y0: int, y1: int) -> tuple[NDArray, NDArray, None]:
+            ready(y0, y1)
+            return chip.image[y0:y1], chip.flags[y0:y1], None
+    else:
+        ready(0, chip.image.shape[0])
+
+        def rows(y0: int, y1: int) -> tuple[NDArray, NDArray, None]:
+            return chip.image[y0:y1], chip.flags[y0:y1], None
+
+    reduced = _pixel_pass(config, _thread()).run(rows, writer)
     primary, image = make_headers(chip)
     writer.write_maps(reduced.maps, card_bytes(image, primary))
     seconds = {"render": rendered - start, "store": time.perf_counter() - rendered}
@@ -240,7 +252,7 @@ def simulate_to_files(exposure: Exposure, detector: int, folder: str, config: Co
         Truth.
     """
     chip = _renderer(config.ingest.frame, _thread()).render(exposure, detector)
-    return write_chip(chip, Path(folder)), chip.n_star, chip.n_bright
+    return write_chip(chip, Path(folder), config.simulation.product), chip.n_star, chip.n_bright
 
 
 def _thread() -> int:

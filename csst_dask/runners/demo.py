@@ -18,7 +18,8 @@ from csst_dask.runners.map import map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.run import Stage
 from csst_dask.runners.simulate import simulate_files
-from csst_dask.simulation.exposure import DEMO, DEMO_COUNTS, plan_survey
+from csst_dask.simulation.regions import DEMO
+from csst_dask.simulation.survey import DEMO_COUNTS, plan_survey
 from csst_dask.store import predictions as stored
 from csst_dask.store.survey import exists, open_scalars
 

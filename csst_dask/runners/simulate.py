@@ -9,14 +9,15 @@ from pathlib import Path
 
 from distributed import Client
 
-from csst_dask.config import Config, SimulationConfig
+from csst_dask.config import Config, SimulationConfig, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.runners.chips import simulate_to_files, simulate_to_store
 from csst_dask.runners.ingest import Progress
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.window import Failure, Task, run_tasks
-from csst_dask.simulation.exposure import Exposure, plan_survey
+from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.product import chip_key, expected_files
+from csst_dask.simulation.survey import plan_survey
 from csst_dask.store.survey import exists, locate, open_group
 
 FILE = "simulation.json"
@@ -54,7 +55,13 @@ def check_same_survey(where: Path | str, config: SimulationConfig) -> None:
 
 
 def _identity(config: SimulationConfig) -> dict:
-    return json.loads(config.model_dump_json(exclude={"exposures"}))
+    """What a survey is, apart from its length; other surveys are named by their content, not by their paths."""
+    own = json.loads(config.model_dump_json(exclude={"exposures", "avoid", "psf"}))
+    others = [load_config(path).simulation for path in config.avoid]
+    return own | {
+        "avoid": [_identity(other) | {"exposures": other.exposures} for other in others],
+        "psf": None if config.psf is None else config.psf.name,
+    }
 
 
 def simulate_files(
@@ -87,7 +94,9 @@ def simulate_files(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(json.dumps(_identity(config.simulation), indent=1))
     wanted = [(exposure, detector) for exposure in plan for detector in exposure.detectors]
-    todo = [chip for chip in wanted if not Path(expected_files(folder, *chip).image).exists()]
+    todo = [
+        chip for chip in wanted if not Path(expected_files(folder, *chip, config.simulation.product).image).exists()
+    ]
     summary.skipped = len(wanted) - len(todo)
     if expect is not None:
         expect(len(todo))

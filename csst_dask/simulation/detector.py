@@ -10,6 +10,17 @@ from numpy.typing import NDArray
 
 FLAG_BAD, FLAG_HOT, FLAG_WARM, FLAG_SATURATED, FLAG_COSMIC_RAY = 1, 2, 4, 8, 16
 """Bits of a CSST ``flg`` file."""
+DARK_INDEX = 0.7
+"""Pixels with a dark current above d are as many as d to the power of minus this."""
+LONGEST_EXPOSURE = 600.0
+"""Pixels are drawn down to the dark current that makes them warm in this time, s."""
+TRACK_LENGTH = (0.98, 0.7)
+"""Mean and scatter of ln(length / pixel) of cosmic-ray tracks on the frame."""
+ELECTRONS_PER_PIXEL = 800.0
+"""What a minimum ionising particle frees along the side of a pixel: 80 e- per micron of silicon."""
+
+_FULL_FRAME = 9232 * 9216
+_COLUMN_RESPONSE = 0.3
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,9 @@ class DetectorModel:
     full_well: float = 90_000.0
     """Electrons."""
     hot_pixels: int = 4000
+    """Hot and warm pixels of a full frame in 150 s; about 62 % of them are hot."""
+    dead_pixels: int = 1200
+    """On a full frame."""
     bad_columns: int = 6
     edge: int = 4
     """Rows at the lower and upper edge that are flagged bad."""
@@ -52,12 +66,34 @@ def _pour(frame, flags, y, step, x, amount, full_well):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def _reach(frame, row, column, radius, full_well):
+    """Half size of the square about a pixel that holds the full pixels around it, or -1 if there are none."""
+    ny, nx = frame.shape
+    reach, r = -1, 0
+    while r <= radius and r - reach <= 3:
+        y0, y1 = max(row - r, 0), min(row + r, ny - 1)
+        x0, x1 = max(column - r, 0), min(column + r, nx - 1)
+        full = False
+        for y in range(y0, y1 + 1):
+            step = 1 if y == row - r or y == row + r else max(2 * r, 1)
+            # whole rows at the rim, their two ends in between
+            for x in range(column - r, column + r + 1, step):
+                if x0 <= x <= x1 and frame[y, x] >= full_well:
+                    full = True
+        if full:
+            reach = r
+        r += 1
+    return reach
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _bleed(frame, flags, rows, columns, radius, full_well):
     ny, nx = frame.shape
     lost = 0.0
     for s in range(rows.shape[0]):
-        y0, y1 = max(rows[s] - radius, 0), min(rows[s] + radius + 1, ny)
-        for x in range(max(columns[s] - radius, 0), min(columns[s] + radius + 1, nx)):
+        reach = _reach(frame, rows[s], columns[s], radius, full_well)
+        y0, y1 = max(rows[s] - reach, 0), min(rows[s] + reach + 1, ny)
+        for x in range(max(columns[s] - reach, 0), min(columns[s] + reach + 1, nx)):
             y = y0
             while y < y1:
                 if not frame[y, x] > full_well:
@@ -80,11 +116,12 @@ def bleed(
     y: NDArray[np.float64],
     x: NDArray[np.float64],
     full_well: float,
-    radius: int = 20,
+    radius: int = 60,
 ) -> float:
     """Let charge above the full well run half up, half down its column, in place.
 
-    Only the neighbourhood of the stars named is searched, since nothing else can saturate.
+    Only the full pixels about the stars named are sought, ring by ring until three rings in a row hold none, since
+    nothing else can saturate.
 
     Parameters
     ----------
@@ -97,7 +134,7 @@ def bleed(
     full_well : float
         Electrons.
     radius : int
-        Half size of the neighbourhood, pixel.
+        Largest distance from a star of pixels that it saturates, pixel.
 
     Returns
     -------
@@ -109,14 +146,31 @@ def bleed(
     return float(_bleed(frame, flags, rows, columns, radius, np.float32(full_well)))
 
 
+def defect_rng(seed: int, detector: int) -> np.random.Generator:
+    """Source of a detector's defects: every exposure of a survey finds them in the same places.
+
+    Parameters
+    ----------
+    seed : int
+        Of the survey.
+    detector : int
+    """
+    return np.random.default_rng([seed, detector, 0xDEFEC7])
+
+
 def add_defects(
     frame: NDArray[np.float32],
     flags: NDArray[np.uint16],
     model: DetectorModel,
     rng: np.random.Generator,
     background: float = 0.0,
+    exptime: float = 150.0,
 ) -> None:
-    """Add hot and dead pixels, partial bad columns and flagged edge rows, in place.
+    """Add hot, warm and dead pixels, partial bad columns and flagged edge rows, in place.
+
+    A pixel is hot if its dark current frees at least the square of the read noise during the exposure, warm from
+    half of that, as in the survey's calibration; fainter ones stay unflagged. What is drawn does not depend on the
+    exposure time.
 
     Parameters
     ----------
@@ -126,21 +180,35 @@ def add_defects(
     flags : (ny, nx) uint16 array
     model : DetectorModel
     rng : numpy.random.Generator
+        From `defect_rng`.
     background : float
         Electrons of sky and dark current that are still to come.
+    exptime : float
+        s
     """
     ny, nx = frame.shape
-    n = int(model.hot_pixels * ny * nx / 85_082_112)
+    share = ny * nx / _FULL_FRAME
+    least = 0.5 * model.read_noise**2 / LONGEST_EXPOSURE
+    n = round(model.hot_pixels * share * (LONGEST_EXPOSURE / 150) ** DARK_INDEX)
     y, x = rng.integers(0, ny, n), rng.integers(0, nx, n)
-    hot = rng.random(n) < 0.7
-    frame[y[hot], x[hot]] += (10 ** rng.uniform(1.5, 4.5, int(hot.sum()))).astype(np.float32)
+    dark = np.minimum(least * rng.random(n) ** (-1 / DARK_INDEX), model.full_well / 150)
+    frame[y, x] += (np.maximum(dark - model.dark, 0) * exptime).astype(np.float32)
+    charge = dark * exptime / model.read_noise**2
+    hot, warm = charge >= 1, (charge > 0.5) & (charge < 1)
     flags[y[hot], x[hot]] |= FLAG_HOT
-    frame[y[~hot], x[~hot]] = -background
-    flags[y[~hot], x[~hot]] |= FLAG_BAD
-    for column in rng.integers(0, nx, model.bad_columns):
-        start = int(rng.integers(0, ny))
-        frame[start:, column] = np.float32(0.3) * frame[start:, column] - np.float32(0.7 * background)
-        flags[start:, column] |= FLAG_BAD
+    flags[y[warm], x[warm]] |= FLAG_WARM
+    n = round(model.dead_pixels * share)
+    y, x = rng.integers(0, ny, n), rng.integers(0, nx, n)
+    frame[y, x] = -background
+    flags[y, x] |= FLAG_BAD
+    for column, start in zip(
+        rng.integers(0, nx, model.bad_columns), rng.integers(0, ny, model.bad_columns), strict=True
+    ):
+        # charge is read out at the lower and the upper edge: what lies beyond the fault passes through it
+        rows = slice(start, ny // 2) if start < ny // 2 else slice(ny // 2, start + 1)
+        frame[rows, column] *= np.float32(_COLUMN_RESPONSE)
+        frame[rows, column] -= np.float32((1 - _COLUMN_RESPONSE) * background)
+        flags[rows, column] |= FLAG_BAD
     flags[: model.edge] |= FLAG_BAD
     flags[ny - model.edge :] |= FLAG_BAD
 
@@ -149,12 +217,13 @@ def add_defects(
 def _tracks(frame, flags, y, x, angle, length, charge):
     ny, nx = frame.shape
     for k in range(y.shape[0]):
-        steps = max(int(2 * length[k]), 1)
-        dy, dx = np.sin(angle[k]) / 2, np.cos(angle[k]) / 2
+        steps = int(4 * length[k]) + 1
+        share = charge[k] / steps
+        dy, dx = np.sin(angle[k]) * length[k] / steps, np.cos(angle[k]) * length[k] / steps
         for step in range(steps):
             row, column = int(np.floor(y[k] + step * dy)), int(np.floor(x[k] + step * dx))
             if 0 <= row < ny and 0 <= column < nx:
-                frame[row, column] += charge[k] / steps
+                frame[row, column] += share
                 flags[row, column] |= FLAG_COSMIC_RAY
 
 
@@ -165,37 +234,65 @@ def add_cosmic_rays(
     exptime: float,
     rng: np.random.Generator,
 ) -> None:
-    """Add straight tracks with log-normal lengths, in place; about 80 electrons per micron of silicon."""
+    """Add straight tracks with log-normal lengths, in place.
+
+    Charge goes with the path through 16 micron of silicon, with a log-normal scatter of a third for straggling.
+
+    Parameters
+    ----------
+    frame : (ny, nx) float32 array
+        Electrons.
+    flags : (ny, nx) uint16 array
+        The cosmic-ray bit is set on every pixel of a track.
+    model : DetectorModel
+    exptime : float
+        s
+    rng : numpy.random.Generator
+        Of the exposure and detector.
+    """
     ny, nx = frame.shape
-    n = rng.poisson(model.cosmic_ray_rate * model.area * exptime * ny * nx / 85_082_112)
-    length = rng.lognormal(1.2, 0.7, n)
-    charge = 800.0 * np.hypot(length, 1.5) * rng.uniform(0.7, 1.3, n)
-    _tracks(
-        frame,
-        flags,
-        rng.uniform(0, ny, n),
-        rng.uniform(0, nx, n),
-        rng.uniform(0, 2 * np.pi, n),
-        length,
-        charge,
-    )
+    n = rng.poisson(model.cosmic_ray_rate * model.area * exptime * ny * nx / _FULL_FRAME)
+    length = rng.lognormal(*TRACK_LENGTH, n)
+    charge = ELECTRONS_PER_PIXEL * np.hypot(length, 1.6) * rng.lognormal(-0.055, 0.33, n)
+    y, x, angle = rng.uniform(0, ny, n), rng.uniform(0, nx, n), rng.uniform(0, 2 * np.pi, n)
+    _tracks(frame, flags, y, x, angle, length, charge)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _inverse_variance(image, flags, dark, read_noise, exptime, weight):
-    floor = np.float32(dark * exptime + read_noise * read_noise)
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
+def _inverse_variance(image, flags, floor, exptime, weight):
+    numerator, zero = np.float32(exptime * exptime), np.float32(0)
     for y in range(image.shape[0]):
-        pixels, flag, out = image[y, :], flags[y, :], weight[y, :]
+        pixels, flag, out = image[y], flags[y], weight[y]
         for x in range(pixels.shape[0]):
-            electrons = pixels[x] * exptime
-            variance = (electrons if electrons > 0 else np.float32(0)) + floor
-            out[x] = exptime * exptime / variance if flag[x] == 0 else np.float32(0)
+            variance = max(pixels[x] * exptime, zero) + floor
+            out[x] = numerator / variance if flag[x] == 0 else zero
 
 
 def inverse_variance(
-    image: NDArray[np.float32], flags: NDArray[np.uint16], model: DetectorModel, exptime: float
+    image: NDArray[np.float32],
+    flags: NDArray[np.uint16],
+    model: DetectorModel,
+    exptime: float,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Weight map of an observed image: 1 / variance in (s/e-)2, and 0 wherever a flag is set."""
-    weight = np.empty_like(image)
-    _inverse_variance(image, flags, np.float32(model.dark), np.float32(model.read_noise), np.float32(exptime), weight)
+    """Weight map of an observed image: 1 / variance in (s/e-)2, and 0 wherever a flag is set.
+
+    Parameters
+    ----------
+    image : (ny, nx) float32 array
+        e-/s
+    flags : (ny, nx) uint16 array
+    model : DetectorModel
+    exptime : float
+        s
+    out : (ny, nx) float32 array, optional
+        Where to write the weights; a new array by default, which costs more than the arithmetic.
+
+    Returns
+    -------
+    (ny, nx) float32 array
+    """
+    weight = np.empty_like(image) if out is None else out
+    floor = np.float32(model.dark * exptime + model.read_noise**2)
+    _inverse_variance(image, flags, floor, np.float32(exptime), weight)
     return weight

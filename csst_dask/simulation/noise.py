@@ -12,6 +12,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+GLOW_CELL = 16
+"""Side of a pixel of the glow (light too faint and wide for the stars' stamps), pixel of the frame."""
+
 _LN2 = np.float32(0.6931471805599453)
 _HALF_PI = np.float32(np.pi / 2)
 
@@ -79,9 +82,9 @@ def normal_row(key0, key1, row, first, second):
     n = first.shape[0]
     start = np.uint32(row * n)
     for k in range(n):
-        counter = np.uint32((start + np.uint32(k)) * np.uint32(2))
+        counter = np.uint32(start + np.uint32(k))
         h1 = _mix(np.uint32(_mix(np.uint32(counter + key0)) ^ key1))
-        h2 = _mix(np.uint32(_mix(np.uint32(counter + np.uint32(1) + key0)) ^ key1))
+        h2 = _mix(np.uint32(h1 + np.uint32(0x9E3779B9)))
         u = (np.float32(np.int32(h1 >> np.uint32(1))) + np.float32(0.5)) * np.float32(2.0**-31)
         radius = np.sqrt(np.float32(-2) * _log(u))
         angle = (np.float32(np.int32(h2 >> np.uint32(8))) * np.float32(2.0**-24) - np.float32(0.5)) * _HALF_PI
@@ -102,26 +105,47 @@ def normal_row(key0, key1, row, first, second):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
-def _observe(frame, level, slope_y, slope_x, dark, read_noise, exptime, full_well, key0, key1):
-    ny, nx = frame.shape
+def _observe(band, y0, ny, level, slope_y, slope_x, dark, read_noise, exptime, full_well, key0, key1, glow, cell):
+    nx = band.shape[1]
     half = nx // 2
-    normal = np.empty(nx, np.float32)
-    variance_floor = np.float32(read_noise * read_noise)
+    normal, light, slant = np.empty(nx, np.float32), np.empty(nx, np.float32), np.empty(nx, np.float32)
+    for x in range(nx):
+        slant[x] = np.float32(level * slope_x * ((x + 0.5) / nx - 0.5))
+    floor, zero = np.float32(read_noise * read_noise), np.float32(0)
     per_second = np.float32(1 / exptime)
-    for y in range(ny):
+    for j in range(band.shape[0]):
+        y = y0 + j
         normal_row(key0, key1, y, normal[:half], normal[half : 2 * half])
         if nx % 2:
             normal_row(key0, np.uint32(key1 ^ np.uint32(0x9E3779B9)), y, normal[-1:], normal[-1:])
-        row_sky = np.float32(level * (1 + slope_y * ((y + 0.5) / ny - 0.5)) + dark)
-        tilt = np.float32(level * slope_x / nx)
-        offset = np.float32(-0.5 * level * slope_x)
-        pixels = frame[y, :]
-        for x in range(pixels.shape[0]):
-            value = pixels[x] + row_sky + offset + tilt * np.float32(x)
-            variance = (value if value > 0 else np.float32(0)) + variance_floor
-            seen = value + np.sqrt(variance) * normal[x]
-            seen = seen if seen < full_well else np.float32(full_well)
-            pixels[x] = (seen - dark) * per_second
+        flat = np.float32(level * (1 + slope_y * ((y + 0.5) / ny - 0.5)) + dark)
+        _glow_row(glow, (y + 0.5) / cell, cell, light)
+        pixels = band[j]
+        for x in range(nx):
+            value = pixels[x] + light[x] + slant[x] + flat
+            seen = value + np.sqrt(max(value, zero) + floor) * normal[x]
+            pixels[x] = (min(seen, full_well) - dark) * per_second
+
+
+@numba.njit(cache=True)
+def _spread(key0, key1):
+    """Keys that are close together become far apart, or the counters under them would overlap."""
+    first = _mix(np.uint32(key0 ^ _mix(np.uint32(key1 ^ np.uint32(0x9E3779B9)))))
+    return first, _mix(np.uint32(key1 ^ first))
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
+def _glow_row(glow, place, cell, out):
+    """One row of the glow on every pixel, by linear interpolation."""
+    j = int(place)
+    v = np.float32(place - j)
+    step = np.float32(1.0 / cell)
+    for i in range((out.shape[0] + cell - 1) // cell):
+        left = glow[j, i] * (np.float32(1) - v) + glow[j + 1, i] * v
+        right = glow[j, i + 1] * (np.float32(1) - v) + glow[j + 1, i + 1] * v
+        slope = (right - left) * step
+        for k in range(min(cell, out.shape[0] - i * cell)):
+            out[i * cell + k] = left + slope * (np.float32(k) + np.float32(0.5))
 
 
 def observe(
@@ -134,6 +158,8 @@ def observe(
     exptime: float,
     full_well: float,
     key: tuple[int, int],
+    glow: NDArray[np.float32] | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> None:
     """Turn expected electrons from the sky's objects into a noisy, dark-subtracted count rate, in place.
 
@@ -155,8 +181,16 @@ def observe(
         Electrons; no pixel holds more.
     key : (int, int)
         Two 32-bit words; one key is one noise image.
+    glow : float32 array, optional
+        Coarse light to add, see `csst_dask.simulation.render.paint_stars`.
+    rows : (int, int), optional
+        Only rows [y0, y1); by default all. A pixel is the same either way.
     """
+    y0, y1 = rows or (0, frame.shape[0])
+    if glow is None:
+        glow = np.zeros((frame.shape[0] // GLOW_CELL + 2, frame.shape[1] // GLOW_CELL + 2), np.float32)
+    key0, key1 = _spread(np.uint32(key[0]), np.uint32(key[1]))
     _observe(
-        frame, np.float32(sky), gradient[0], gradient[1], np.float32(dark), read_noise, exptime,
-        np.float32(full_well), np.uint32(key[0]), np.uint32(key[1]),
+        frame[y0:y1], y0, frame.shape[0], np.float32(sky), gradient[0], gradient[1], np.float32(dark), read_noise,
+        exptime, np.float32(full_well), np.uint32(key0), np.uint32(key1), glow, GLOW_CELL,
     )  # fmt: skip

@@ -181,8 +181,7 @@ def _groups(field: NDArray, n_fields: int, ra: NDArray, dec: NDArray, separation
         block = unit[start : start + 512]
         near = sum((block[:, None, k] - unit[None, :, k]) ** 2 for k in range(3)) <= chord2
         one, other = np.nonzero(near)
-        pairs = np.unique(np.stack([field[start + one], field[other]]), axis=1)
-        for a, b in pairs.T[pairs[0] != pairs[1]]:
+        for a, b in np.stack(divmod(np.unique(field[start + one] * n_fields + field[other]), n_fields), axis=1):
             root[find(a)] = find(b)
     return np.unique([find(i) for i in range(n_fields)], return_inverse=True)[1]
 

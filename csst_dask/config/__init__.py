@@ -1,0 +1,30 @@
+"""Configuration: one frozen, strict section per stage, read from YAML before any work starts."""
+
+from csst_dask.config.load import Config, build_config, load_config, with_settings
+from csst_dask.config.section import Section
+from csst_dask.config.sections import (
+    ClusterConfig,
+    InferenceConfig,
+    IngestConfig,
+    MapConfig,
+    MaskConfig,
+    RoutingConfig,
+    TrainingConfig,
+)
+from csst_dask.config.simulation import SimulationConfig
+
+__all__ = [
+    "ClusterConfig",
+    "Config",
+    "InferenceConfig",
+    "IngestConfig",
+    "MapConfig",
+    "MaskConfig",
+    "RoutingConfig",
+    "Section",
+    "SimulationConfig",
+    "TrainingConfig",
+    "build_config",
+    "load_config",
+    "with_settings",
+]

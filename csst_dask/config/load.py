@@ -1,0 +1,161 @@
+"""A whole configuration: from YAML or plain values to frozen sections, with one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from csst_dask.config.section import Section
+from csst_dask.config.sections import (
+    ClusterConfig,
+    InferenceConfig,
+    IngestConfig,
+    MapConfig,
+    MaskConfig,
+    RoutingConfig,
+    TrainingConfig,
+)
+from csst_dask.config.simulation import SimulationConfig
+from csst_dask.errors import ConfigError
+
+
+class Config(Section):
+    """A whole run, as one YAML file."""
+
+    inputs: tuple[Path, ...] = ()
+    """FITS files, or folders that are searched recursively."""
+    store: str | None = None
+    """Survey store: a folder or a URL."""
+    cluster: ClusterConfig = ClusterConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    mask: MaskConfig = MaskConfig()
+    ingest: IngestConfig = IngestConfig()
+    inference: InferenceConfig = InferenceConfig()
+    routing: RoutingConfig = RoutingConfig()
+    map: MapConfig = MapConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def build_config(data: dict, source: str = "configuration") -> Config:
+    """Validate nested settings.
+
+    Parameters
+    ----------
+    data : dict
+        Sections of `Config`, as plain values.
+    source : str
+        Where they come from, for the error.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        Names every field that is wrong, what was found and what was expected.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {item['msg']}"
+            + (f" (found {item['input']!r})" if not isinstance(item["input"], dict) else "")
+            for item in error.errors()
+        ]
+        raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from None
+
+
+def with_settings(config: Config, settings: dict[str, object], source: str = "options") -> Config:
+    """Change some fields of a configuration.
+
+    Parameters
+    ----------
+    config : Config
+    settings : dict
+        Values by dotted name, such as ``{"map.nside": 512}``; None leaves a field alone.
+    source : str
+        Where they come from, for the error.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        If a value or a name is wrong.
+    """
+    data = config.model_dump()
+    for name, value in settings.items():
+        if value is not None:
+            *sections, field = name.split(".")
+            place = data
+            for section in sections:
+                if not isinstance(place.get(section), dict):
+                    raise ConfigError(f"{source} is not valid:\n  {name}: there is no section {section!r}")
+                place = place[section]
+            place[field] = value
+    return build_config(data, source)
+
+
+def load_config(path: str | Path | None) -> Config:
+    """Read a YAML configuration.
+
+    Parameters
+    ----------
+    path : path or None
+        None gives the defaults. Relative paths inside the file are taken from the folder of the file.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not YAML or holds a wrong or unknown field.
+    """
+    if path is None:
+        return Config()
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a mapping of sections such as 'store:'")
+    return _anchor_paths(build_config(data, str(path)), path.resolve().parent)
+
+
+def _anchor_store(store: str, folder: Path) -> str:
+    return store if "://" in store else str(folder / Path(store).expanduser())
+
+
+def _anchor_paths(config: Config, folder: Path) -> Config:
+    def anchor(value: Path | None) -> Path | None:
+        return None if value is None else folder / value.expanduser()
+
+    def anchored(section: Section, *names: str) -> dict:
+        values = {name: anchor(getattr(section, name)) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    return config.model_copy(
+        update={
+            "inputs": tuple(anchor(path) or path for path in config.inputs),
+            "store": None if config.store is None else _anchor_store(config.store, folder),
+            "cluster": config.cluster.model_copy(update=anchored(config.cluster, "scheduler_file")),
+            "inference": config.inference.model_copy(update=anchored(config.inference, "weights")),
+            "simulation": config.simulation.model_copy(
+                update=anchored(config.simulation, "psf")
+                | {"avoid": tuple(folder / path.expanduser() for path in config.simulation.avoid)}
+            ),
+            "map": config.map.model_copy(update=anchored(config.map, "out", "png", "fits", "moc")),
+        }
+    )

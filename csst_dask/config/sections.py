@@ -1,0 +1,166 @@
+"""The sections of a configuration: one for each stage of the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from csst_dask.config.section import Section
+from csst_dask.schema import BANDS, FRAME_SHAPE, MASK_MEANINGS, Mask
+
+DEFAULT_FLAG_BITS = {
+    0: "bad",
+    1: "hot",
+    2: "hot",
+    3: "saturated",
+    4: "cosmic_ray",
+    5: "trail",
+    6: "ghost",
+    7: "ghost",
+}
+
+
+class ClusterConfig(Section):
+    """Where tasks run."""
+
+    scheduler: str | None = None
+    """Address of a running scheduler, ``tcp://host:port``."""
+    scheduler_file: Path | None = None
+    """JSON file that a running scheduler wrote."""
+    workers: int | None = Field(None, ge=1)
+    """Worker processes of a cluster of our own; by default one per core or GPU."""
+    dashboard: str = ":0"
+    """Address of the dashboard of a cluster of our own."""
+
+    @model_validator(mode="after")
+    def _one_scheduler(self) -> ClusterConfig:
+        if self.scheduler and self.scheduler_file:
+            raise ValueError("give scheduler or scheduler_file, not both")
+        return self
+
+
+class MaskConfig(Section):
+    """How CSST flag bits become mask bits, and which mask bits make a pixel invalid."""
+
+    flag_bits: dict[int, str] = Field(default_factory=lambda: dict(DEFAULT_FLAG_BITS))
+    """Bit number of a ``flg`` file -> name of a mask bit; bits that are not named are ignored."""
+    invalid: tuple[str, ...] = tuple(bit.name.lower() for bit in Mask if bit.name and bit is not Mask.GHOST)
+    """Mask bits that make a pixel invalid."""
+
+    @field_validator("flag_bits")
+    @classmethod
+    def _known_bits(cls, bits: dict[int, str]) -> dict[int, str]:
+        for number in bits:
+            if not 0 <= number <= 15:
+                raise ValueError(f"flag bit {number} is outside 0..15")
+        return {number: _mask_bit(name) for number, name in bits.items()}
+
+    @field_validator("invalid")
+    @classmethod
+    def _known_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(_mask_bit(name) for name in names)
+        if "nonfinite" not in names or "not_observed" not in names:
+            raise ValueError("nonfinite and not_observed pixels can never be valid; list both")
+        return names
+
+    @property
+    def invalid_bits(self) -> int:
+        """The invalid mask bits, or-ed together."""
+        return int(sum(Mask[name.upper()] for name in set(self.invalid)))
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.flag_bits.items())), self.invalid))
+
+
+def _mask_bit(name: str) -> str:
+    if name.lower() not in MASK_MEANINGS:
+        raise ValueError(f"unknown mask bit {name!r}; expected one of {', '.join(MASK_MEANINGS)}")
+    return name.lower()
+
+
+class IngestConfig(Section):
+    """FITS files to survey store."""
+
+    pixels: Literal["lossless", "quantised", "none"] = "lossless"
+    """What is kept of the pixels; ``quantised`` rounds to a power-of-two step of at most sky_sigma / 16."""
+    truth: bool = True
+    """Read truth catalogues where they lie beside the images."""
+    shard: bool = False
+    """One file per chip for image and mask instead of one per chunk."""
+    frame: tuple[PositiveInt, PositiveInt] = FRAME_SHAPE
+    """Shape (y, x) of the store's frames, pixel."""
+    chunks: tuple[PositiveInt, PositiveInt] = (1154, 1152)
+    """Chunk shape (y, x); must divide the frame."""
+
+    @model_validator(mode="after")
+    def _chunks_divide(self) -> IngestConfig:
+        if any(size % chunk for size, chunk in zip(self.frame, self.chunks, strict=True)):
+            raise ValueError(f"chunks {self.chunks} must divide the frame {self.frame}")
+        return self
+
+
+class InferenceConfig(Section):
+    """Reduced maps to predictions."""
+
+    weights: Path | None = None
+    """Folder with ``classifier.safetensors`` and ``regressor.safetensors``; by default the shipped ones."""
+    batch: int | Literal["auto"] = "auto"
+    """Chips per forward pass; every batch is padded to this size."""
+
+    @field_validator("batch")
+    @classmethod
+    def _positive(cls, batch: int | str) -> int | str:
+        if isinstance(batch, int) and batch < 1:
+            raise ValueError(f"batch must be at least 1 or 'auto', found {batch}")
+        return batch
+
+
+class RoutingConfig(Section):
+    """Thresholds that turn predictions into a recommendation."""
+
+    min_bright: float = Field(20.0, ge=0)
+    """Fewer bright stars than this are too few for astrometry."""
+    min_confidence: float = Field(0.6, ge=0, le=1)
+    """A class probability below this asks for review."""
+
+
+class MapConfig(Section):
+    """Predictions to sky map."""
+
+    nside: int = 1024
+    """HEALPix resolution, a power of two from 1 to 65536."""
+    out: Path | None = None
+    """Zarr map."""
+    png: Path | None = None
+    fits: Path | None = None
+    moc: Path | None = None
+
+    @field_validator("nside")
+    @classmethod
+    def _power_of_two(cls, nside: int) -> int:
+        if not 1 <= nside <= 65536 or nside & (nside - 1):
+            raise ValueError(f"nside must be a power of two from 1 to 65536, found {nside}")
+        return nside
+
+
+class TrainingConfig(Section):
+    """One network from one store."""
+
+    recipe: Literal["paper", "csst"] = "csst"
+    """Which inputs, augmentation and schedule."""
+    arch: str | None = None
+    """Architecture; by default ResNet-34 for the classifier and ResNet-50 for the regressor."""
+    epochs: int = Field(15, ge=1)
+    batch: int = Field(32, ge=2)
+    """Chips per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest L2 norm of a gradient."""
+    patience: int = Field(15, ge=1)
+    """Epochs without a better validation loss before training stops."""
+    seed: int = Field(0, ge=0)
+    bands: tuple[str, ...] = BANDS
+    """Bands to learn from."""
