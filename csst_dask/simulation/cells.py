@@ -104,8 +104,11 @@ def sight_lines(centres, rotation, halo, bar):
     n, m = centres.shape[0], MODULUS.shape[0]
     stars, dust = np.empty((n, N_COMPONENTS, m)), np.empty((n, m))
     for s in range(n):
-        g = rotation @ centres[s]
-        line_of_sight(g[0], g[1], g[2], MODULUS, 1.0, halo, bar, stars[s], dust[s])
+        # one by one: a product of matrices rounds differently with the number of its rows
+        x = rotation[0, 0] * centres[s, 0] + rotation[0, 1] * centres[s, 1] + rotation[0, 2] * centres[s, 2]
+        y = rotation[1, 0] * centres[s, 0] + rotation[1, 1] * centres[s, 1] + rotation[1, 2] * centres[s, 2]
+        z = rotation[2, 0] * centres[s, 0] + rotation[2, 1] * centres[s, 1] + rotation[2, 2] * centres[s, 2]
+        line_of_sight(x, y, z, MODULUS, 1.0, halo, bar, stars[s], dust[s])
     return stars, dust
 
 
