@@ -132,6 +132,14 @@ def test_a_deep_sky_has_the_same_bright_stars(limit):
     assert len(deep) > 1.02 * len(paper)
 
 
+def test_a_deep_sky_has_the_same_bright_members():
+    # of systems that the catalogue has in full: the rim of the Large Magellanic Cloud
+    cells, cloud = cells_about(78.0, -66.5, 0.03), replace(ROUGH, systems=DWARFS[2:3])
+    paper = draw_stars(cells, 5, "g", cloud)
+    deep = draw_stars(cells, 5, "g", replace(cloud, limit=28.0, members=True))
+    assert_same_stars(deep.pick(deep.g < STAR_LIMIT), paper)
+
+
 def test_limits_are_kept():
     cells = galactic_cells(30.0, 0.5, 0.1)
     for limit in (24.0, 26.5, 27.3):

@@ -267,15 +267,15 @@ def stays(position, ident, cell, fields, key, sigma):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def draw_members(cells, count, key, kind, faint, cumulative, edges):
+def draw_members(cells, count, key, kind, bright, faint, cumulative, edges):
     """Every star of a stellar system in every cell.
 
     Parameters
     ----------
     cells, count, key, kind
         As for `draw`.
-    faint : (n,) float64 array
-        Limit of each cell in M_g.
+    bright, faint : (n,) float64 array
+        Limits of each cell in M_g.
     cumulative, edges : (k,) float64 array
         Of the system's population.
 
@@ -295,7 +295,7 @@ def draw_members(cells, count, key, kind, faint, cumulative, edges):
         cell_key = substream(key, cells[s])
         for number in range(count[s]):
             star = substream(cell_key, np.uint64(number) + _ONE)
-            row[at], m_g[at] = _luminosity(uniform(star, _LIGHT), -90.0, faint[s], edges, cumulative)
+            row[at], m_g[at] = _luminosity(uniform(star, _LIGHT), bright[s], faint[s], edges, cumulative)
             position[at] = (cells[s] << _SHIFT) | (bits(star, _POINT) >> _REST)
             ident[at] = (cells[s] << _32) | (kind << _KIND) | np.uint64(number)
             # normal() uses two counters: 4 takes 8 and 9, 5 takes 10 and 11

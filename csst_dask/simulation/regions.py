@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from csst_dask.errors import ConfigError
 
 MIXED = "mixed"
@@ -58,7 +56,7 @@ def find_region(text: str) -> Region:
     try:
         ra, dec = (tuple(float(part) for part in axis.split(":")) for axis in text.split(","))
         box = Region((ra[0], ra[-1]), (dec[0], dec[-1]))
-        inside = -np.inf < box.ra[0] <= box.ra[1] < np.inf and -90 <= box.dec[0] <= box.dec[1] <= 90
+        inside = 0 <= box.ra[0] <= box.ra[1] <= 360 and -90 <= box.dec[0] <= box.dec[1] <= 90
         if len(ra) > 2 or len(dec) > 2 or not inside:
             raise ValueError(text)
     except ValueError:

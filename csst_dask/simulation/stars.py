@@ -18,7 +18,7 @@ from csst_dask.simulation.milky_way import MODULUS, MODULUS_STEP, bar_density, g
 from csst_dask.simulation.physics import SkyPhysics
 from csst_dask.simulation.population import COLUMNS, EXTINCTION, SCATTER, luminosity_table
 from csst_dask.simulation.structure import structure
-from csst_dask.simulation.systems import elliptical_radius, surface_density
+from csst_dask.simulation.systems import System, elliptical_radius, surface_density
 
 BRIGHTEST = 7.0
 """Nothing brighter than this in g is drawn, AB mag: surveys avoid such stars."""
@@ -101,7 +101,10 @@ def draw_stars(cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhys
     parts = [sky.field_stars(BRIGHTEST - 2, STAR_LIMIT, _STARS)]
     if physics.limit > STAR_LIMIT:
         parts.append(sky.field_stars(STAR_LIMIT, physics.limit, _FAINT))
-    parts += [sky.system_stars(number) for number in range(len(physics.systems))]
+    for number in range(len(physics.systems)):
+        parts.append(sky.system_stars(number, BRIGHTEST - 2, STAR_LIMIT))
+        if physics.limit > STAR_LIMIT:
+            parts.append(sky.system_stars(number, STAR_LIMIT, physics.limit))
     return join(parts)
 
 
@@ -144,37 +147,49 @@ class _Sky:
             keep &= draws.stays(position, ident, cell, self.clumps, key, self.physics.clustering)
         return stars.pick(keep)
 
-    def system_stars(self, number: int) -> Stars:
+    def system_stars(self, number: int, bright: float, faint: float) -> Stars:
         """Members of one of the systems; drawn where a cell is densest, and kept by the density at their place."""
         cumulative, edges, magnitudes, _ = self.laws
-        system, kind = self.physics.systems[number], np.uint64(2 + number)
+        system = self.physics.systems[number]
         p, physics = system.population, self.physics
-        limit = physics.limit if physics.members else min(physics.limit, system.bright_limit + 1.2)
         margin = CELL_REACH / system.axis_ratio
         radius = elliptical_radius(system, self.lon, self.lat)
         total = 10 ** (-0.4 * (system.absolute - luminosity_table(p, physics.tilt).light))
         majorant = total * surface_density(system, np.maximum(radius - margin, 0.0))
-        nearest = system.modulus - 4 * system.depth
-        at = int(np.clip((nearest - MODULUS[0]) / MODULUS_STEP, 0, len(MODULUS) - 1))
-        faint = limit - nearest - EXTINCTION["g"] * self.least * self.dust[:, at]
-        among = np.interp(faint, edges[p], cumulative[p])
+        limits = self._member_limits(
+            system, bright, faint if physics.members else min(faint, system.bright_limit + 1.2)
+        )
+        lowest, highest = (np.interp(limit, edges[p], cumulative[p]) for limit in limits)
+        among = np.maximum(highest - lowest, 0.0)
         means = majorant * among * (CELL_AREA / SQUARE_DEGREE) * physics.density
         near = np.flatnonzero(means > 1e-4)
-        key = make_key(self.seed, _SYSTEM, zlib.crc32(system.name.encode()))
+        key = make_key(self.seed, _SYSTEM, zlib.crc32(system.name.encode()), int(bright >= STAR_LIMIT))
         chosen = self.cells[near]
         count = draws.numbers(chosen, key, means[near])
-        members = draws.draw_members(chosen, count, key, kind, faint[near], cumulative[p], edges[p])
+        kind = np.uint64(2 + number + (32 if bright >= STAR_LIMIT else 0))
+        low, high = (limit[near] for limit in limits)
+        members = draws.draw_members(chosen, count, key, kind, low, high, cumulative[p], edges[p])
         position, ident, cell, row, m_g, depth, colour, chance = members
         modulus = system.modulus + system.depth * depth
         population = np.full(len(row), p, np.int64)
         cell = near[cell]
         stars = self._finish(position, ident, cell, population, row, modulus, m_g, colour)
         density = total * surface_density(system, elliptical_radius(system, stars.ra, stars.dec))
-        keep = (chance * majorant[cell] < density) & (stars.g < limit) & (stars.g >= BRIGHTEST)
+        keep = (chance * majorant[cell] < density) & (stars.g < faint) & (stars.g >= max(bright, BRIGHTEST))
         if not physics.members:
             visual = magnitudes[p, row, -1] - magnitudes[p, row, _G] + m_g + modulus + stars.extinction
             keep &= visual < system.bright_limit
         return stars.pick(keep)
+
+    def _member_limits(self, system: System, bright: float, faint: float) -> tuple[NDArray, NDArray]:
+        """Limits in M_g of each cell that hold all members between two limits in g, wherever they are in it."""
+
+        def shade(modulus: float, up: int) -> NDArray:
+            at = int(np.clip((modulus - MODULUS[0]) / MODULUS_STEP + up, 0, len(MODULUS) - 1))
+            return EXTINCTION["g"] * self.dust[:, at]
+
+        near, far = system.modulus - 4 * system.depth, system.modulus + 4 * system.depth
+        return bright - far - self.most * shade(far, 1), faint - near - self.least * shade(near, 0)
 
     def _finish(self, position, ident, cell, population, row, modulus, m_g, colour):
         """Stars with places, dust and magnitudes."""

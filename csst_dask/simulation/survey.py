@@ -28,7 +28,7 @@ FIELD_ORDER = 3
 """HEALPix order of the cells that name the fields of a survey of one sky."""
 SURVEY_ANGLE = -113.4333
 """Image rotation of the wide survey's simulations, deg."""
-MOST_STARS = 5_000_000
+MOST_STARS = 50_000_000
 """On a detector; more do not fit into a task's memory."""
 DEMO_START, DEMO_STEP = (275.6, -33.6), 0.185
 DEMO_COUNTS = (0.0, 40.0, 450.0, 4_000.0, 30_000.0, 150_000.0)
