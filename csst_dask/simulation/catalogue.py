@@ -17,9 +17,9 @@ class Objects:
     """Objects on the sky; all columns have one length."""
 
     id: NDArray[np.uint64]
-    """Sky cell times 2**32, plus the kind of object times 2**26, plus its number in the cell: the same in every exposure.
-    Kinds are 0 for field stars, from 2 for members of each stellar system, 32 for galaxies; beyond the catalogue's limit
-    1 and from 34."""
+    """Sky cell times 2**32, plus the kind of object times 2**26, plus its number in the cell: the same in every
+    exposure. Kinds are 0 for field stars, from 2 for members of each stellar system, 32 for galaxies; beyond the
+    catalogue's limit 1 and from 34."""
     ra: NDArray[np.float64]
     """deg ICRS"""
     dec: NDArray[np.float64]
