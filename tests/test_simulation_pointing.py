@@ -115,3 +115,9 @@ def test_every_companion_has_stars(monkeypatch):
         assert all(np.isfinite(system.absolute) for system in sky.systems)
         assert np.isfinite(sky.density)
         assert sky.density > 0
+
+
+def test_no_place_is_scaled_beyond_recognition():
+    for count in (300.0, 3e3, 3e4, 1.5e5):
+        for _, _, sky in sought(Target.of(count), 60):
+            assert 1 / 6 <= sky.density <= 6

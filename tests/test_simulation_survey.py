@@ -216,6 +216,13 @@ def test_regions_are_avoided_as_well(tmp_path):
         plan(region="15:25,5:15", exposures=12, avoid=(near,), separation=20)
 
 
+def test_surveys_that_avoid_each_other_are_refused(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"simulation": {"avoid": [f"{other}.yaml"]}}))
+    with pytest.raises(ConfigError, match=r"a\.yaml avoids itself"):
+        plan(avoid=(tmp_path / "a.yaml",))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

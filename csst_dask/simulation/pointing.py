@@ -20,7 +20,8 @@ from csst_dask.simulation.systems import System
 MAP_ORDER = 4
 """HEALPix order of the map of expected counts."""
 SCALING = 3.0
-"""The model's density is scaled by at most about this to meet a target."""
+"""The map's count is within this factor of a target, and that of the place chosen within twice as much."""
+TRIES = 100
 MOST = 10**5.4
 """Most stars sought on one detector."""
 CYCLE = (0, 1, 2, 3, 4, 5) * 3 + (5,)
@@ -90,6 +91,14 @@ def count_map() -> NDArray[np.float64]:
     return np.array([star_counts(float(l), float(b), "g", limit)[0] for l, b in where]) * DETECTOR_AREA
 
 
+def _place(usable: NDArray[np.bool_], rng: np.random.Generator) -> tuple[float, float]:
+    """A random place in one of the usable cells of the map, deg ICRS."""
+    cell = int(rng.choice(np.flatnonzero(usable)))
+    inside = (cell << 50) | int(rng.integers(0, 1 << 50))
+    lon, lat = nested.healpix_to_lonlat(np.array([inside], np.uint64), np.uint8(29), num_threads=1)
+    return float(lon[0]), float(lat[0])
+
+
 def seek(
     target: Target,
     sky: SkyPhysics,
@@ -127,15 +136,17 @@ def seek(
         usable = counts < target.count / 3
     else:
         usable = (counts > target.count / SCALING) & (counts < target.count * SCALING)
-    cell = int(rng.choice(np.flatnonzero(usable)))
-    inside = (cell << 50) | int(rng.integers(0, 1 << 50))
-    lon, lat = nested.healpix_to_lonlat(np.array([inside], np.uint64), np.uint8(29), num_threads=1)
-    ra, dec = float(lon[0]), float(lat[0])
+    sky = replace(sky, systems=())
+    for _ in range(TRIES):
+        ra, dec = _place(usable, rng)
+        field = expected_stars(ra, dec, seed, sky)
+        # the map is coarse, and the clouds are not in it
+        fits = field < 0.7 * target.count if companion else 0.5 / SCALING < target.count / field < 2 * SCALING
+        if sparse or fits:
+            break
     if target.count == 0:
         return ra, dec, replace(sky, footprint=0.0)
-    sky = replace(sky, systems=())
-    field = expected_stars(ra, dec, seed, sky)
-    if companion and field < 0.7 * target.count:
+    if companion and fits:
         return ra, dec, replace(sky, systems=(_companion(ra, dec, target.count - field, seed, sky, rng),))
     wanted = target.count
     if target.patches:

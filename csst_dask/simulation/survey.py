@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 from healpix_geo import nested
@@ -53,6 +54,10 @@ def plan_survey(config: SimulationConfig) -> list[Exposure]:
         If the region or a detector does not exist, star counts are given for another number of exposures, or no
         place is far enough from the surveys to avoid.
     """
+    return _plan(config, ())
+
+
+def _plan(config: SimulationConfig, chain: tuple[Path, ...]) -> list[Exposure]:
     detectors = tuple(dict.fromkeys(config.detectors or IMAGING_DETECTORS))
     wrong = [d for d in detectors if d not in DETECTORS or not DETECTORS[d].imaging]
     if wrong:
@@ -70,15 +75,17 @@ def plan_survey(config: SimulationConfig) -> list[Exposure]:
         raise ConfigError(
             f"simulation.star_counts: found {max(config.star_counts)}; expected at most {MOST_STARS} on a detector"
         )
-    avoid = _chips_of(config.avoid)
+    avoid = _chips_of(config.avoid, chain)
     return [_plan_exposure(config, index, detectors, avoid) for index in range(config.exposures)]
 
 
-def _chips_of(paths: tuple) -> NDArray[np.float64]:
-    """(n, 3) unit vectors of the middles of all chips of other surveys."""
+def _chips_of(paths: tuple[Path, ...], chain: tuple[Path, ...]) -> NDArray[np.float64]:
+    """(n, 3) unit vectors of the middles of all chips of other surveys; the chain led here."""
     places: list[tuple[float, float]] = []
-    for path in paths:
-        for exposure in plan_survey(load_config(path).simulation):
+    for path in (path.resolve() for path in paths):
+        if path in chain:
+            raise ConfigError(f"simulation.avoid: {path} avoids itself, by way of {len(chain)} surveys; leave one out")
+        for exposure in _plan(load_config(path).simulation, (*chain, path)):
             places += [_middle(exposure, detector) for detector in exposure.detectors]
     return vectors(np.array(places).reshape(-1, 2))
 
