@@ -13,13 +13,14 @@ from csst_dask.io.pixels import open_pixels
 from csst_dask.preprocess import Reduced
 from csst_dask.runners.chips import PixelPass
 from csst_dask.schema import FRAME_SHAPE, ChipFiles
-from csst_dask.simulation import renderer
+from csst_dask.simulation import exposure as exposures
+from csst_dask.simulation import renderer, shot
 from csst_dask.simulation.exposure import Chip, Exposure
 from csst_dask.simulation.survey import plan_survey
 
 STAGES = {
-    "catalogue": (renderer, "draw_scene"),
-    "PSF": (renderer, "make_exposure_psf"),
+    "catalogue": (exposures, "draw_scene"),
+    "PSF": (shot, "make_exposure_psf"),
     "stars": (renderer, "paint_stars"),
     "galaxies": (renderer, "add_galaxies"),
     "cosmic rays": (renderer.ccd, "add_cosmic_rays"),

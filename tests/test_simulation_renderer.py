@@ -18,7 +18,7 @@ from csst_dask.io.truth import read_truth
 from csst_dask.runners.chips import simulate_to_files, simulate_to_store
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.schema import BANDS, FRAME_SHAPE, STAR_LIMIT
-from csst_dask.simulation import renderer as renderer_module
+from csst_dask.simulation import exposure as exposure_module
 from csst_dask.simulation.artefacts import FLAG_GHOST, FLAG_TRAIL, Trail
 from csst_dask.simulation.catalogue import Galaxies, Stars
 from csst_dask.simulation.detector import (
@@ -32,7 +32,9 @@ from csst_dask.simulation.detector import (
 from csst_dask.simulation.exposure import Exposure, Scene
 from csst_dask.simulation.physics import Optics, SkyPhysics
 from csst_dask.simulation.product import chip_key
-from csst_dask.simulation.renderer import Renderer, make_exposure_psf
+from csst_dask.simulation.renderer import Renderer
+from csst_dask.simulation.sersic import add_galaxies
+from csst_dask.simulation.shot import make_exposure_psf, take_shot
 from csst_dask.simulation.survey import plan_survey
 from csst_dask.store.survey import open_survey
 
@@ -83,7 +85,7 @@ def given(monkeypatch):
 
     def show(exposure, detector=8, shape=SHAPE, **scene):
         with monkeypatch.context() as patch:
-            patch.setattr(renderer_module, "draw_scene", lambda *_: scene_of(**scene))
+            patch.setattr(exposure_module, "draw_scene", lambda *_: scene_of(**scene))
             return render(exposure, detector, shape)
 
     return show
@@ -344,7 +346,7 @@ def test_a_trail_is_flagged_where_it_outshines_the_noise():
 def test_a_very_bright_star_has_a_ghost_away_from_the_axis(monkeypatch):
     shape, place = (700, 800), (350.0, 300.0)
     scene = {"y": [place[0]], "x": [place[1]], "mag": [9.0]}
-    monkeypatch.setattr(renderer_module, "draw_scene", lambda *_: scene_of(**scene))
+    monkeypatch.setattr(exposure_module, "draw_scene", lambda *_: scene_of(**scene))
     plain, ghost = (electrons(replace(ONE, ghosts=on), shape=shape) for on in (False, True))
     light, flags = ghost.image - plain.image, ghost.flags
     lit = (flags & FLAG_GHOST) > 0
@@ -491,3 +493,19 @@ def test_a_crowded_chip_of_full_size_fits_into_memory():
     flagged = np.count_nonzero(chip.flags & ~np.uint16(FLAG_SATURATED | FLAG_GHOST | FLAG_TRAIL))
     assert 8 * 9216 < flagged < 8 * 9216 + 400_000
     assert DetectorModel().full_well / 150 >= chip.image.max()
+
+
+def test_full_pixels_of_galaxies_are_flagged_too():
+    # one galaxy of mag 13 among the faint ones
+    exposure = plan_survey(SimulationConfig(region="120,35", seed=4, cosmic_rays=False, defects=False))[0]
+    drawn = take_shot(exposure, 8, (256, 256))
+    image, flags = np.zeros((256, 256), np.float32), np.zeros((256, 256), np.uint16)
+    drawn = replace(drawn, galaxies=np.array([[128.0], [128.0], [2.6e7], [4.0], [2.0], [0.0], [1.0], [0.0]]))
+    renderer = Renderer((256, 256))
+    renderer.image, renderer.flags = image, flags
+    add_galaxies(image, *drawn.galaxies, drawn.psf.mixture)
+    assert (image > drawn.room).sum() > 50
+    renderer._add_artefacts(drawn)
+    full = image >= np.float32(drawn.room)
+    assert full.sum() > 50
+    np.testing.assert_array_equal((flags & 8) > 0, full)

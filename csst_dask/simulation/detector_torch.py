@@ -62,8 +62,8 @@ class Bleeding:
         flags : (ny, nx) int16 tensor
         shot : Shot
         """
-        bright, full_well = shot.bright, np.float32(shot.room)
-        if not bright.any():
+        (star_y, star_x), full_well = shot.saturating, np.float32(shot.room)
+        if not star_y.size:
             return
         half_full = torch.nonzero(image.view(-1) > 0.5 * float(full_well))[:, 0]
         values, places = image.view(-1)[half_full].cpu().numpy(), half_full.cpu().numpy()
@@ -72,7 +72,7 @@ class Bleeding:
         y, x = self._reached(places, values, full_well, image.shape)
         index = torch.from_numpy(y * image.shape[1] + x).to(image.device)
         self._light[x, y] = image.view(-1)[index].cpu().numpy()
-        ccd.bleed(self._light.T, self._flags.T, shot.y[bright], shot.x[bright], shot.room)
+        ccd.bleed(self._light.T, self._flags.T, star_y, star_x, shot.room)
         image.view(-1)[index] = torch.from_numpy(self._light[x, y]).to(image.device)
         flags.view(-1)[index] |= torch.from_numpy(self._flags[x, y].view(np.int16)).to(image.device)
         self._light[x, y], self._flags[x, y] = 0, 0

@@ -19,7 +19,7 @@ from csst_dask.instrument.bands import BAND_TABLE
 from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.artefacts import Trail
 from csst_dask.simulation.detector import DetectorModel
-from csst_dask.simulation.psf import PIXEL, PSF
+from csst_dask.simulation.psf import PIXEL, PSF, field_psf
 from csst_dask.simulation.sersic import pixel_shape
 
 if TYPE_CHECKING:
@@ -82,9 +82,11 @@ class Shot:
         return self.model.full_well - self.background
 
     @property
-    def bright(self) -> NDArray[np.bool_]:
-        """(n,) stars that may saturate."""
-        return self.flux * self.psf.peak > MAY_BLEED * self.room
+    def saturating(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Places (y, x) of stars and galaxies that may saturate, pixel."""
+        stars = self.flux * self.psf.peak > MAY_BLEED * self.room
+        galaxies = self.galaxies[:2, self.galaxies[2] > self.room]
+        return np.concatenate([self.y[stars], galaxies[0]]), np.concatenate([self.x[stars], galaxies[1]])
 
     @property
     def corner(self) -> tuple[float, float]:
@@ -94,6 +96,17 @@ class Shot:
     def random(self, purpose: int) -> list[int]:
         """Seed of one kind of random numbers of this chip."""
         return [self.seed, self.index, self.detector, purpose]
+
+
+def make_exposure_psf(exposure: Exposure, detector: int) -> PSF:
+    """PSF of a detector during an exposure: the model's, or a measured one where there is a folder of them."""
+    from csst_dask.instrument.focal_plane import DETECTORS
+    from csst_dask.simulation.psf_files import read_psf
+
+    spec, optics = DETECTORS[detector], exposure.optics
+    if exposure.psf is not None:
+        return read_psf(exposure.psf, spec.band, detector)
+    return field_psf(spec.band, spec.xc, spec.yc, optics.jitter, halo=optics.halo, spikes=exposure.spikes)
 
 
 def take_shot(
@@ -118,7 +131,6 @@ def take_shot(
     """
     from csst_dask.instrument.focal_plane import DETECTORS
     from csst_dask.simulation.exposure import draw_scene
-    from csst_dask.simulation.renderer import make_exposure_psf
 
     spec, optics = DETECTORS[detector], exposure.optics
     band, scene = BAND_TABLE[spec.band], draw_scene(exposure, detector, shape)
