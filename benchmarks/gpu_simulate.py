@@ -11,23 +11,15 @@ only sort what the file holds. Without a GPU one small frame is rendered, to sho
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import islice
-from types import ModuleType
 
 import numpy as np
 import torch
-
-if find_spec("astropy") is None:
-    # the table of detectors names the class; nothing here makes use of it
-    sys.modules["astropy"], sys.modules["astropy.wcs"] = ModuleType("astropy"), ModuleType("astropy.wcs")
-    sys.modules["astropy.wcs"].WCS = None  # type: ignore[attr-defined]
 
 from csst_dask.preprocess.reduce_torch import TorchReducer
 from csst_dask.schema import FRAME_SHAPE

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csst_dask.errors import ChipRejected
+from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.maps.coverage import detector_area, overlap, valid_fraction, visit
-from csst_dask.maps.grid import HealpixGrid, unit_vectors
+from csst_dask.maps.grid import HealpixGrid
 
 SIDE = 0.19  # deg
 

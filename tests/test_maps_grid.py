@@ -3,7 +3,8 @@ import pytest
 from healpix_geo import nested
 
 from csst_dask.errors import ConfigError
-from csst_dask.maps.grid import HealpixGrid, unit_vectors
+from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.maps.grid import HealpixGrid
 
 
 @pytest.mark.parametrize("nside", [1, 64, 1024, 65536])

@@ -5,9 +5,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from csst_dask.errors import ConfigError
+from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.maps.dataset import to_dataset
 from csst_dask.maps.density import ChipForMap, accumulate, chip_sums, empty_sums
-from csst_dask.maps.grid import HealpixGrid, unit_vectors
+from csst_dask.maps.grid import HealpixGrid
 from csst_dask.maps.panel import patches, tangent_plane
 from csst_dask.maps.plot import plot_map
 

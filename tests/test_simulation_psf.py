@@ -6,11 +6,10 @@ import pytest
 
 from csst_dask.errors import ConfigError
 from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS
+from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS, PIXEL_SCALE
 from csst_dask.simulation import psf as module
 from csst_dask.simulation.psf import (
     PHASES,
-    PIXEL,
     STAMP_RADII,
     WING_RADIUS,
     ee80,
@@ -35,9 +34,9 @@ def profile(radius, fwhm):
     """The three components, written out once more from their definition."""
     parts = 0.0
     for share, width in ((0.80, fwhm), (0.12, 2 * fwhm)):
-        variance = (width / PIXEL) ** 2 / (8 * np.log(2))
+        variance = (width / PIXEL_SCALE) ** 2 / (8 * np.log(2))
         parts = parts + share / (2 * np.pi * variance) * np.exp(-(radius**2) / (2 * variance))
-    beta, alpha2 = 1.75, (0.18 / PIXEL / 2) ** 2 / (2 ** (1 / 1.75) - 1)
+    beta, alpha2 = 1.75, (0.18 / PIXEL_SCALE / 2) ** 2 / (2 ** (1 / 1.75) - 1)
     return parts + 0.08 * (beta - 1) / (np.pi * alpha2) * (1 + radius**2 / alpha2) ** -beta
 
 
@@ -153,7 +152,7 @@ def galsim_stamp(wavelength, jitter, p, q, size, halo=1.0, ellipticity=(0.0, 0.0
     ).shear(g1=ellipticity[0], g2=ellipticity[1])
     offset = galsim.PositionD((q + 0.5) / PHASES - 0.5, (p + 0.5) / PHASES - 0.5)
     params = galsim.GSParams(maximum_fft_size=16384)
-    image = star.withGSParams(params).drawImage(nx=size, ny=size, scale=PIXEL, offset=offset, method="auto")
+    image = star.withGSParams(params).drawImage(nx=size, ny=size, scale=PIXEL_SCALE, offset=offset, method="auto")
     return image.array
 
 

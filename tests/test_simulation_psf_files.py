@@ -5,8 +5,9 @@ import pytest
 from astropy.io import fits
 
 from csst_dask.errors import ConfigError
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.simulation import psf as module
-from csst_dask.simulation.psf import PIXEL, WING_RADIUS, ee80, encircled_energy, gaussian_fwhm, make_psf
+from csst_dask.simulation.psf import WING_RADIUS, ee80, encircled_energy, gaussian_fwhm, make_psf
 from csst_dask.simulation.psf_files import psf_from_image, psf_path, read_psf
 
 WAVELENGTH, JITTER = 4754.5, 0.115
@@ -15,7 +16,7 @@ MODEL = make_psf(WAVELENGTH, JITTER)
 
 def oversampled(n=256, scale=0.037, offset=(0.0, 0.0), total=1.0):
     """The model's light in each cell of a fine image; offsets in cells."""
-    parts, step = 8, scale / PIXEL
+    parts, step = 8, scale / PIXEL_SCALE
     axis = ((np.arange(n * parts) + 0.5) / parts - n / 2) * step
     y, x = axis - offset[0] * step, axis - offset[1] * step
     fine = module._profile(np.hypot(y[:, None], x[None, :]), gaussian_fwhm(WAVELENGTH, JITTER))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from csst_dask.instrument.flags import FLAG_SATURATED
 from csst_dask.io.readout import OVERSCAN, OVERSCAN_ROWS, PRESCAN, assemble, readout_shape, strip_place
-from csst_dask.simulation.detector import FLAG_SATURATED, DetectorModel
+from csst_dask.simulation.detector import DetectorModel
 from csst_dask.simulation.raw import BIAS, BIAS_SCATTER, Channels, draw_channels, equal_channels, to_adu, to_readout
 
 SHAPE, EXPTIME = (60, 96), 150.0

@@ -12,6 +12,7 @@ from csst_dask.config import Config, SimulationConfig, with_settings
 from csst_dask.instrument import IMAGING_DETECTORS, frame_center
 from csst_dask.instrument.bands import BAND_TABLE
 from csst_dask.instrument.distortion import DISTORTION
+from csst_dask.instrument.flags import FLAG_GHOST, FLAG_TRAIL
 from csst_dask.instrument.focal_plane import DETECTORS
 from csst_dask.io import discover, read_detector
 from csst_dask.io.truth import read_truth
@@ -19,7 +20,7 @@ from csst_dask.runners.chips import simulate_to_files, simulate_to_store
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.schema import BANDS, FRAME_SHAPE, STAR_LIMIT
 from csst_dask.simulation import exposure as exposure_module
-from csst_dask.simulation.artefacts import FLAG_GHOST, FLAG_TRAIL, Trail
+from csst_dask.simulation.artefacts import Trail
 from csst_dask.simulation.catalogue import Galaxies, Stars
 from csst_dask.simulation.detector import (
     FLAG_BAD,

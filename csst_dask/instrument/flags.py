@@ -1,4 +1,4 @@
-"""CSST pixel flags to mask bits, as one lookup table."""
+"""Bits of a CSST ``flg`` file, and what they mean as mask bits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
 from csst_dask.schema import MASK_MEANINGS, Mask
+
+FLAG_BAD, FLAG_HOT, FLAG_WARM, FLAG_SATURATED, FLAG_COSMIC_RAY, FLAG_TRAIL, FLAG_GHOST = 1, 2, 4, 8, 16, 32, 64
 
 FLAG_BITS = 16
 """Bits of one CSST flag value."""

@@ -7,16 +7,21 @@ numbers are those of the public target-location tool of the cycle-9 simulations.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from csst_dask.errors import ChipRejected
 from csst_dask.schema import BANDS, FRAME_SHAPE
 
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
 PIXEL_SCALE = 0.074
 """Side of a pixel on the sky, arcsec."""
+DETECTOR_AREA = FRAME_SHAPE[0] * FRAME_SHAPE[1] * (PIXEL_SCALE / 3600) ** 2
+"""What a detector sees, deg2."""
 
 _HALF_PITCH_X = 4875
 _PITCH_Y = 10130
@@ -132,6 +137,9 @@ def detector_wcs(detector: int, ra0: float, dec0: float, theta: float, distortio
     ChipRejected
         If there is no such detector.
     """
+    # here, since simulated chips are also rendered where there is no astropy
+    from astropy.wcs import WCS
+
     spec = detector_spec(detector)
     ny, nx = FRAME_SHAPE
     cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))

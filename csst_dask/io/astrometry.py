@@ -11,8 +11,8 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 
 from csst_dask.errors import ChipRejected
 from csst_dask.instrument import PIXEL_SCALE, detector_wcs
+from csst_dask.io.hdus import quiet
 from csst_dask.io.headers import FILL, finite, read_number, read_pointing
-from csst_dask.io.pixels import quiet
 from csst_dask.schema import FRAME_SHAPE
 
 SCALE_TOLERANCE = 0.05

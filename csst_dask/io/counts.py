@@ -9,6 +9,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from csst_dask.errors import ChipRejected
+from csst_dask.instrument.flags import FLAG_SATURATED
 from csst_dask.io.headers import read_number
 from csst_dask.io.pixels import PixelSource
 from csst_dask.io.readout import CHANNELS, HALF, AssembledRows, by_column, readout_shape, strip_bias
@@ -16,9 +17,6 @@ from csst_dask.schema import FRAME_SHAPE
 
 ADC_LIMIT = 65535
 """Largest count, ADU; it marks a saturated pixel."""
-
-SATURATED = 8
-"""Bit of a CSST ``flg`` file."""
 
 COUNT_UNITS = ("ADU", "DN", "COUNT", "COUNTS")
 """BUNIT, in capitals, of raw counts."""
@@ -81,7 +79,7 @@ class _RawFlags(PixelSource):
 
     def _rows(self, y0: int, y1: int) -> NDArray:
         bits = np.equal(self._counts.rows(y0, y1), ADC_LIMIT).astype(np.uint16)
-        bits *= np.uint16(SATURATED)
+        bits *= np.uint16(FLAG_SATURATED)
         if self._flags is not None:
             bits |= self._flags.read_rows(y0, y1).astype(np.uint16)
         return bits

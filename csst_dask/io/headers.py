@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from csst_dask.errors import ChipRejected
 from csst_dask.instrument import detector_band, normalise_band
-from csst_dask.io.pixels import quiet
+from csst_dask.io.hdus import quiet
 
 FILL = -9999
 """What a failed module of the pipeline leaves in the header."""

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ChipRejected
+from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.maps.clip import clip_cells, polygon_area
-from csst_dask.maps.grid import HealpixGrid, unit_vectors
+from csst_dask.maps.grid import HealpixGrid
 
 MAX_SPAN = 5.0
 """Largest distance between two corners of a detector, deg."""

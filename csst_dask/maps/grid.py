@@ -16,6 +16,7 @@ from healpix_geo import nested
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
+from csst_dask.instrument.sphere import unit_vectors
 
 FULL_SKY = 360.0**2 / np.pi
 """Area of the sphere, deg2."""
@@ -199,12 +200,6 @@ class HealpixGrid:
         if coarse.depth > self.depth:
             raise ConfigError(f"nside {self.nside} cannot be refined to {nside}; choose a smaller one")
         return np.asarray(cells, np.int64) >> (2 * (self.depth - coarse.depth))
-
-
-def unit_vectors(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.float64]:
-    """Unit vectors (..., 3) of positions in deg."""
-    lon, lat = np.radians(lon), np.radians(lat)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
 def _unsigned(cells: ArrayLike) -> NDArray[np.uint64]:

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.maps.grid import HealpixGrid, unit_vectors
+from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.maps.grid import HealpixGrid
 
 ALL_SKY_RADIUS = 30.0
 """A patch that reaches further than this from its centre is drawn as a whole sky, deg."""

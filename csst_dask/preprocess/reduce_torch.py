@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csst_dask.instrument.flags import FLAG_BITS
 from csst_dask.preprocess.kernels import FLOAT32_MAX, SAMPLE_COLUMNS, SAMPLE_ROWS
 from csst_dask.preprocess.reduce import FrameSums, Reduced
 from csst_dask.schema import REDUCED_SHAPE
 
 BLOCK_ROWS = 16
 """Output rows to work on at a time; about 40 bytes are taken for each pixel of theirs."""
-FLAG_BITS = 16
-"""Higher bits of wider flags are ignored."""
 
 
 def overlaps(n: int, out: int) -> NDArray[np.float64]:
@@ -139,6 +138,7 @@ class TorchReducer:
             return good
         if flags.dtype in (torch.bool, torch.uint16):
             flags = flags.view(torch.uint8 if flags.dtype == torch.bool else torch.int16)
+        # higher bits of wider flags are ignored
         size = min(8 * flags.element_size(), FLAG_BITS)
         bits = (1 << size) - 1 if invalid is None else invalid & ((1 << size) - 1)
         if flags.dtype.is_signed and bits >> (8 * flags.element_size() - 1):

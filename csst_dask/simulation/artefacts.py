@@ -9,11 +9,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from csst_dask.instrument.flags import FLAG_GHOST, FLAG_TRAIL
 from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.psf import PSF, STAMP_RADII, spike_profile
 
-FLAG_TRAIL, FLAG_GHOST = 32, 64
-"""Bits of a CSST ``flg`` file."""
 MOSAIC_RADIUS = 38_800.0
 """Of a circle about all detectors, pixel."""
 TRAILS_PER_CHIP = 0.05

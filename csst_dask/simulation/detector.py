@@ -8,8 +8,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-FLAG_BAD, FLAG_HOT, FLAG_WARM, FLAG_SATURATED, FLAG_COSMIC_RAY = 1, 2, 4, 8, 16
-"""Bits of a CSST ``flg`` file."""
+from csst_dask.instrument.flags import FLAG_BAD, FLAG_COSMIC_RAY, FLAG_HOT, FLAG_SATURATED, FLAG_WARM
+from csst_dask.schema import FRAME_SHAPE
+
 DARK_INDEX = 0.7
 """Pixels with a dark current above d are as many as d to the power of minus this."""
 LONGEST_EXPOSURE = 600.0
@@ -19,7 +20,7 @@ TRACK_LENGTH = (0.98, 0.7)
 ELECTRONS_PER_PIXEL = 800.0
 """What a minimum ionising particle frees along the side of a pixel: 80 e- per micron of silicon."""
 
-_FULL_FRAME = 9232 * 9216
+_FULL_FRAME = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 _COLUMN_RESPONSE = 0.3
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from healpix_geo import nested
 from numpy.typing import NDArray
 
-from csst_dask.instrument.focal_plane import detector_wcs, frame_center
-from csst_dask.schema import CLASS_EDGES, FRAME_SHAPE, STAR_LIMIT
+from csst_dask.instrument.focal_plane import DETECTOR_AREA, detector_wcs, frame_center
+from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.schema import CLASS_EDGES, STAR_LIMIT, density_class
 from csst_dask.simulation.milky_way import galactic_rotation
 from csst_dask.simulation.physics import SkyPhysics
 from csst_dask.simulation.population import POPULATIONS, luminosity_table
-from csst_dask.simulation.stars import cloudiness, star_counts, unit_vectors
+from csst_dask.simulation.stars import cloudiness, star_counts
 from csst_dask.simulation.systems import System
 
 MAP_ORDER = 4
@@ -30,8 +31,6 @@ COMPANIONS = 0.3
 """Share of the fields with 1000 stars and more that owe them to a galaxy beyond the Milky Way's disc."""
 CLUSTERED = 0.15
 """Share of the fields with a star cluster on one of the detectors."""
-DETECTOR_AREA = FRAME_SHAPE[0] * FRAME_SHAPE[1] * (0.074 / 3600) ** 2
-"""deg2"""
 
 _NAMES = [p.name for p in POPULATIONS]
 
@@ -51,7 +50,7 @@ class Target:
     @classmethod
     def of(cls, count: float) -> Target:
         """A smooth field of a number of stars."""
-        return cls(int(np.searchsorted(CLASS_EDGES, count, side="right")), count, varied=False)
+        return cls(int(density_class(np.array([count]))[0]), count, varied=False)
 
     @classmethod
     def draw(cls, index: int, rng: np.random.Generator) -> Target:
@@ -147,7 +146,7 @@ def seek(
     if target.count == 0:
         return ra, dec, replace(sky, footprint=0.0)
     if companion and fits:
-        return ra, dec, replace(sky, systems=(_companion(ra, dec, target.count - field, seed, sky, rng),))
+        return ra, dec, replace(sky, systems=(_companion(ra, dec, target.count - field, sky, rng),))
     wanted = target.count
     if target.patches:
         sky = replace(sky, footprint=0.5, footprint_order=9)
@@ -155,7 +154,7 @@ def seek(
     sky = replace(sky, density=sky.density * wanted / field)
     if target.varied and target.density_class >= 2 and kind[1] < CLUSTERED:
         place = frame_center(detector_wcs(int(rng.choice(detectors)), ra, dec, theta))
-        sky = replace(sky, systems=(*sky.systems, _cluster(*place, wanted, seed, sky, rng)))
+        sky = replace(sky, systems=(*sky.systems, _cluster(*place, wanted, sky, rng)))
     return ra, dec, sky
 
 
@@ -166,7 +165,6 @@ def _system(
     peak_density: float,
     modulus: float,
     radius: float,
-    seed: int,
     sky: SkyPhysics,
     rng: np.random.Generator,
 ) -> System:
@@ -183,16 +181,16 @@ def _system(
     )  # fmt: skip
 
 
-def _companion(ra: float, dec: float, stars: float, seed: int, sky: SkyPhysics, rng: np.random.Generator) -> System:
+def _companion(ra: float, dec: float, stars: float, sky: SkyPhysics, rng: np.random.Generator) -> System:
     """A galaxy about the field, with the wanted stars on a detector in its middle."""
     radius, modulus = float(np.exp(rng.uniform(np.log(25.0), np.log(150.0)))), float(rng.uniform(17.5, 21.5))
     peak = 1 / (np.pi * (radius / 60) ** 2 * 0.8)
-    return _system("companion", (ra, dec), stars / DETECTOR_AREA, peak, modulus, radius, seed, sky, rng)
+    return _system("companion", (ra, dec), stars / DETECTOR_AREA, peak, modulus, radius, sky, rng)
 
 
-def _cluster(ra: float, dec: float, field: float, seed: int, sky: SkyPhysics, rng: np.random.Generator) -> System:
+def _cluster(ra: float, dec: float, field: float, sky: SkyPhysics, rng: np.random.Generator) -> System:
     """A cluster off the middle of a detector, with 0.1 to 0.6 times the field's stars in it."""
     radius, modulus = float(np.exp(rng.uniform(np.log(0.8), np.log(4.0)))), float(rng.uniform(12.5, 17.0))
     place = (ra + float(rng.uniform(-0.06, 0.06)) / np.cos(np.deg2rad(dec)), dec + float(rng.uniform(-0.06, 0.06)))
     stars = field * float(10 ** rng.uniform(-1.0, -0.2))
-    return _system("cluster", place, stars, 1.0, modulus, radius, seed, sky, rng)
+    return _system("cluster", place, stars, 1.0, modulus, radius, sky, rng)

@@ -114,7 +114,8 @@ def _old_stars(m_v: NDArray) -> NDArray:
 
     Below the turn-off the disc's; above it a drop of 0.85 dex to the base of the giant branch, which falls by 0.32
     dex per mag towards the tip; the clump holds as many stars as 1.6 mag of the branch beside it (Nataf et al. 2013,
-    ApJ 769, 88). This gives one clump star per 900 solar masses, as Portail et al. (2015, MNRAS 448, 713) expect.
+    ApJ 769, 88). About one star in 1160 is a clump star; Portail et al. (2015, MNRAS 448, 713)
+    give one per 900 solar masses, remnants included.
     """
     disc = np.interp(m_v, _M_V, np.log10(_DISC))
     base = np.interp(4.2, _M_V, np.log10(_DISC)) - 0.85

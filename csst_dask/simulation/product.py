@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import detector_wcs, frame_center, frame_corners, tpv_terms
+from csst_dask.instrument.focal_plane import PIXEL_SCALE, detector_wcs, frame_center, frame_corners, tpv_terms
 from csst_dask.io.filenames import survey_name
 from csst_dask.io.readout import CHANNELS, OVERSCAN, OVERSCAN_ROWS, PRESCAN
 from csst_dask.io.truth import write_truth
@@ -57,7 +57,7 @@ def _image_header(chip: Chip, unit: str) -> fits.Header:
     image["BUNIT"] = unit
     image["CCDCHIP"] = chip.detector
     image["FILTER"] = chip.band
-    image["PIXSCAL1"] = image["PIXSCAL2"] = (0.074, "[arcsec]")
+    image["PIXSCAL1"] = image["PIXSCAL2"] = (PIXEL_SCALE, "[arcsec]")
     image["STARLIM"] = (STAR_LIMIT, "[mag] catalogue limit in g")
     return image
 

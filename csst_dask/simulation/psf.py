@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
 from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.simulation.mixture import fit_mixture, gaussian_energy
 
-PIXEL = 0.074
-"""arcsec"""
 DIAMETER = 2.0
 """Telescope aperture, m."""
 PHASES = 16
@@ -30,11 +29,11 @@ CORNER_BLUR, CORNER_ELLIPTICITY = 0.045, 0.04
 
 _WIDE, _MOFFAT = 0.12, 0.08
 _BETA, _MOFFAT_FWHM = 1.75, 0.18
-_ALPHA = _MOFFAT_FWHM / PIXEL / (2 * np.sqrt(2 ** (1 / _BETA) - 1))
+_ALPHA = _MOFFAT_FWHM / PIXEL_SCALE / (2 * np.sqrt(2 ** (1 / _BETA) - 1))
 _MOFFAT_SIGMAS = (1.09, 2.78, 10.3)
 _SPIKE_SCALE = 8.0
 _SPIKE_SIGMAS = (1.0, 3.0, 9.0, 30.0, 120.0)
-_TO_SIGMA = 1 / (PIXEL * 2.354820045)
+_TO_SIGMA = 1 / (PIXEL_SCALE * 2.354820045)
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def make_psf(
     _bin_phases(fine, size, stamps)
     wings = _profile(np.arange(2 * WING_RADIUS + 2) / 2, fwhm, halo, spikes).astype(np.float32)
     mixture = _mixture(fwhm, halo, spikes)
-    return PSF(stamps, wings, float(stamps.max()), mixture, fwhm / PIXEL, spikes)
+    return PSF(stamps, wings, float(stamps.max()), mixture, fwhm / PIXEL_SCALE, spikes)
 
 
 def field_psf(band: str, xc: float, yc: float, jitter: float, *, halo: float = 1.0, spikes: float = 0.0) -> PSF:
@@ -302,4 +301,4 @@ def encircled_energy(psf: PSF, radius: ArrayLike) -> NDArray[np.float64]:
 def ee80(psf: PSF) -> float:
     """Radius that holds 80 % of the light, arcsec; the telescope is required to stay within 0.15."""
     radius = np.linspace(0, 20, 4001)
-    return float(np.interp(0.8, encircled_energy(psf, radius), radius)) * PIXEL
+    return float(np.interp(0.8, encircled_energy(psf, radius), radius)) * PIXEL_SCALE

@@ -17,8 +17,9 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.simulation.mixture import fit_mixture
-from csst_dask.simulation.psf import PHASES, PIXEL, PSF, STAMP_RADII, WING_RADIUS
+from csst_dask.simulation.psf import PHASES, PSF, STAMP_RADII, WING_RADIUS
 
 MICRON = 0.0074
 """arcsec per micron on a detector."""
@@ -168,7 +169,7 @@ def _check(image: NDArray, scale: float) -> float:
     """Size of a cell in detector pixels."""
     if not 0.001 <= scale <= COARSEST:
         raise ConfigError(f"cells of {scale} arcsec; expected 0.001 to {COARSEST}, oversampled: correct the scale")
-    step = scale / PIXEL
+    step = scale / PIXEL_SCALE
     if image.ndim != 2 or min(image.shape) * step < 2 * LEAST_RADIUS:
         raise ConfigError(
             f"an image of {image.shape} cells of {scale} arcsec; expected two axes of at least "

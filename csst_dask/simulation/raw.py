@@ -8,9 +8,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from csst_dask.instrument.flags import FLAG_SATURATED
 from csst_dask.io.counts import ADC_LIMIT
 from csst_dask.io.readout import CHANNELS, OVERSCAN, OVERSCAN_ROWS, PRESCAN, by_column, split
-from csst_dask.simulation.detector import FLAG_SATURATED, DetectorModel
+from csst_dask.simulation.detector import DetectorModel
 
 BIAS = 500.0
 """ADU. The real level is not public."""

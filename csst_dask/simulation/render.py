@@ -15,6 +15,8 @@ from csst_dask.simulation.psf import PSF, STAMP_RADII, WING_RADIUS
 
 FAINTEST = 0.4
 """A stamp ends where a star leaves less than this in a pixel, electron."""
+WING_STEP = 8
+"""Wings grow in steps of this many pixels until they are too faint."""
 _WIDTHS = (16, 16, 32, 32, 48)
 """Stamps are padded to these widths, so that the compiled loops have a fixed length."""
 
@@ -81,7 +83,7 @@ def _add_wings(frame, y, x, row, column, radius, flux, wings, faintest, reach):
     ny, nx = frame.shape
     outer = radius
     while outer < reach and flux * wings[2 * outer] > faintest:
-        outer = min(outer + 8, reach)
+        outer = min(outer + WING_STEP, reach)
     for yy in range(max(row - outer, 0), min(row + outer + 1, ny)):
         dy = yy + 0.5 - y
         for xx in range(max(column - outer, 0), min(column + outer + 1, nx)):
@@ -110,6 +112,11 @@ def padded_stamps(psf: PSF) -> list[NDArray[np.float32]]:
 def flux_limits(psf: PSF) -> NDArray[np.float64]:
     """Largest flux (electron) for which each stamp size serves; brighter stars get the largest and wings."""
     return np.array([FAINTEST / psf.wings[2 * (radius + 1)] for radius in STAMP_RADII])
+
+
+def light_outside(stamps: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """(5,) share of a star's light beyond the stamps of each size."""
+    return np.array([max(1.0 - float(s.sum((2, 3), dtype=np.float64).mean()), 0.0) for s in stamps])
 
 
 def new_glow(shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -145,11 +152,10 @@ def paint_stars(
     glow = new_glow(frame.shape)
     order = np.lexsort((x, np.floor(y)))
     stamps = padded_stamps(psf)
-    outside = np.array([max(1.0 - float(s.sum((2, 3), dtype=np.float64).mean()), 0.0) for s in stamps])
     s0, s1, s2, s3, s4 = stamps
     _paint(
         frame, glow, y[order], x[order], flux[order], s0, s1, s2, s3, s4, np.array(STAMP_RADII), flux_limits(psf),
-        outside, psf.wings, FAINTEST, WING_RADIUS,
+        light_outside(stamps), psf.wings, FAINTEST, WING_RADIUS,
     )  # fmt: skip
     return glow
 

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.artefacts import Trail
 from csst_dask.simulation.detector import DetectorModel
-from csst_dask.simulation.psf import PIXEL, PSF, field_psf
+from csst_dask.simulation.psf import PSF, field_psf
 from csst_dask.simulation.sersic import pixel_shape
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def take_shot(
         x=scene.star_x,
         flux=electrons(scene.stars.mag),
         galaxies=np.stack([
-            scene.galaxy_y, scene.galaxy_x, electrons(g.mag), g.radius / PIXEL, g.bulge_radius / PIXEL,
+            scene.galaxy_y, scene.galaxy_x, electrons(g.mag), g.radius / PIXEL_SCALE, g.bulge_radius / PIXEL_SCALE,
             g.bulge_fraction, g.axis_ratio, angle,
         ]),
         trails=exposure.trails,

@@ -10,6 +10,7 @@ import numpy as np
 from healpix_geo import nested
 from numpy.typing import ArrayLike, NDArray
 
+from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.schema import BANDS, STAR_LIMIT
 from csst_dask.simulation import cells as draws
 from csst_dask.simulation.catalogue import CELL_ORDER, Stars
@@ -46,12 +47,6 @@ def _laws(tilt: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         n = len(t.edges)
         cumulative[k, :n], edges[k, :n], magnitudes[k, : n - 1] = t.cumulative, t.edges, t.magnitudes
     return cumulative, edges, magnitudes, np.array([t.density for t in tables])
-
-
-def unit_vectors(ra: NDArray, dec: NDArray) -> NDArray[np.float64]:
-    """(.., 3) unit vectors of places in deg."""
-    ra, dec = np.deg2rad(ra), np.deg2rad(dec)
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
 
 
 def _corners(cells: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -98,11 +93,12 @@ def draw_stars(cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhys
     """
     cells = cells[covered(cells, seed, physics)]
     sky = _Sky(cells, seed, band, physics)
-    parts = [sky.field_stars(BRIGHTEST - 2, STAR_LIMIT, _STARS)]
+    listed = min(physics.limit, STAR_LIMIT)
+    parts = [sky.field_stars(BRIGHTEST - 2, listed, _STARS)]
     if physics.limit > STAR_LIMIT:
         parts.append(sky.field_stars(STAR_LIMIT, physics.limit, _FAINT))
     for number in range(len(physics.systems)):
-        parts.append(sky.system_stars(number, BRIGHTEST - 2, STAR_LIMIT))
+        parts.append(sky.system_stars(number, BRIGHTEST - 2, listed))
         if physics.limit > STAR_LIMIT:
             parts.append(sky.system_stars(number, STAR_LIMIT, physics.limit))
     return join(parts)
@@ -210,7 +206,7 @@ class _Sky:
 
 def cloudiness(ra: float, dec: float, seed: int, physics: SkyPhysics) -> float:
     """Dust in front of a place, against the smooth law."""
-    x, y, z = unit_vectors(np.array(ra), np.array(dec))
+    x, y, z = unit_vectors(ra, dec)
     field = np.array([structure(make_key(seed, _DUST), float(x), float(y), float(z))])
     return float(_log_normal(field, physics.patchiness)[0])
 

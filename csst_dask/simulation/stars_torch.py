@@ -16,10 +16,7 @@ from torch import Tensor
 
 from csst_dask.simulation.noise import GLOW_CELL
 from csst_dask.simulation.psf import PSF, STAMP_RADII, WING_RADIUS
-from csst_dask.simulation.render import FAINTEST, flux_limits, new_glow
-
-_WING_STEP = 8
-"""Wings grow in steps of this many pixels until they are too faint."""
+from csst_dask.simulation.render import FAINTEST, WING_STEP, flux_limits, light_outside, new_glow
 
 
 def groups_of(total: int, size: int, batch: int) -> Iterator[slice]:
@@ -78,9 +75,9 @@ def group_stars(y: NDArray, x: NDArray, flux: NDArray, psf: PSF, stamps: list[ND
     winged = np.flatnonzero(size == len(STAMP_RADII))
     outer = np.full(len(winged), STAMP_RADII[-1])
     growing = np.arange(len(winged))
-    for reach in range(STAMP_RADII[-1], WING_RADIUS, _WING_STEP):
+    for reach in range(STAMP_RADII[-1], WING_RADIUS, WING_STEP):
         growing = growing[flux[winged[growing]] * psf.wings[2 * reach] > FAINTEST]
-        outer[growing] = min(reach + _WING_STEP, WING_RADIUS)
+        outer[growing] = min(reach + WING_STEP, WING_RADIUS)
     size[winged] += outer - STAMP_RADII[-1]
     order = np.argsort(size.astype(np.int16), kind="stable")
     edges = [*range(len(STAMP_RADII) + 1), WING_RADIUS]
@@ -88,9 +85,8 @@ def group_stars(y: NDArray, x: NDArray, flux: NDArray, psf: PSF, stamps: list[ND
     found, first = np.unique(size[order][stops[-2] :], return_index=True)
     reaches, starts = found + STAMP_RADII[-1] - len(STAMP_RADII), [*(first + stops[-2]).tolist(), len(size)]
     wings = zip(reaches.tolist(), starts[:-1], starts[1:], strict=True)
-    outside = np.array([max(1.0 - float(s.sum((2, 3), dtype=np.float64).mean()), 0.0) for s in stamps])
     drawn = tuple(wing for wing in wings if wing[0] > STAMP_RADII[-1])
-    return StarGroups(np.stack([y, x, flux])[:, order], stops, drawn, outside)
+    return StarGroups(np.stack([y, x, flux])[:, order], stops, drawn, light_outside(stamps))
 
 
 def paint_stars(

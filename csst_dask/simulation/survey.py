@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from csst_dask.config import SimulationConfig, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.instrument.distortion import DISTORTION
-from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS
+from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS, frame_center
+from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.schema import BANDS, STAR_LIMIT
 from csst_dask.simulation.artefacts import draw_trails
 from csst_dask.simulation.exposure import Exposure
@@ -31,6 +32,8 @@ SURVEY_ANGLE = -113.4333
 """Image rotation of the wide survey's simulations, deg."""
 MOST_STARS = 50_000_000
 """On a detector; more do not fit into a task's memory."""
+FIELD_REACH, CHIP_REACH = 0.7, 0.14
+"""From the boresight to the farthest corner of an imaging detector, and from a detector's middle to its corner, deg."""
 DEMO_START, DEMO_STEP = (275.6, -33.6), 0.185
 DEMO_COUNTS = (0.0, 40.0, 450.0, 4_000.0, 30_000.0, 150_000.0)
 
@@ -86,19 +89,8 @@ def _chips_of(paths: tuple[Path, ...], chain: tuple[Path, ...]) -> NDArray[np.fl
         if path in chain:
             raise ConfigError(f"simulation.avoid: {path} avoids itself, by way of {len(chain)} surveys; leave one out")
         for exposure in _plan(load_config(path).simulation, (*chain, path)):
-            places += [_middle(exposure, detector) for detector in exposure.detectors]
-    return vectors(np.array(places).reshape(-1, 2))
-
-
-def vectors(places: NDArray) -> NDArray[np.float64]:
-    """(n, 3) unit vectors of (n, 2) places in deg."""
-    ra, dec = np.deg2rad(places).T
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
-
-
-def _middle(exposure: Exposure, detector: int) -> tuple[float, float]:
-    ra, dec = exposure.wcs(detector).all_pix2world(4608.5, 4616.5, 1)
-    return float(ra), float(dec)
+            places += [frame_center(exposure.wcs(detector)) for detector in exposure.detectors]
+    return unit_vectors(*np.array(places).reshape(-1, 2).T)
 
 
 def _pick_detectors(detectors: tuple[int, ...], few: int | None, rng: np.random.Generator) -> tuple[int, ...]:
@@ -190,12 +182,11 @@ def _field_cell(ra: float, dec: float) -> int:
 
 
 def _far_enough(ra: float, dec: float, avoid: NDArray[np.float64], separation: float) -> bool:
-    """Whether a whole focal plane keeps its distance from chips (0.7 deg from the boresight to the farthest corner,
-    0.14 deg from the middle of a chip to its corner)."""
+    """Whether a whole focal plane keeps its distance from chips."""
     if not len(avoid):
         return True
-    nearest = float((avoid @ vectors(np.array([[ra, dec]]))[0]).max())
-    return nearest < np.cos(np.deg2rad(separation + 0.7 + 0.14))
+    nearest = float((avoid @ unit_vectors(ra, dec)).max())
+    return nearest < np.cos(np.deg2rad(separation + FIELD_REACH + CHIP_REACH))
 
 
 def _point(

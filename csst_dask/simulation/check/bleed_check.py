@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.flags import FLAG_SATURATED
 from csst_dask.simulation.check.figure import new_figure, save_figure, stretch
 from csst_dask.simulation.check.finding import Finding, below, near
 from csst_dask.simulation.check.psf_check import JITTER
-from csst_dask.simulation.detector import FLAG_SATURATED, DetectorModel, bleed
+from csst_dask.simulation.detector import DetectorModel, bleed
 from csst_dask.simulation.psf import make_psf
 from csst_dask.simulation.render import add_stars
 

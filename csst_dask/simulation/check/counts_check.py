@@ -10,17 +10,15 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.schema import FRAME_SHAPE, STAR_LIMIT
+from csst_dask.instrument.focal_plane import DETECTOR_AREA
+from csst_dask.schema import STAR_LIMIT
 from csst_dask.simulation.check.figure import ACCENT, INK, QUIET, SECOND, new_figure, save_figure
 from csst_dask.simulation.check.finding import Finding
 from csst_dask.simulation.check.published import PUBLISHED, PublishedCount, positions
 from csst_dask.simulation.physics import SkyPhysics
-from csst_dask.simulation.psf import PIXEL
 from csst_dask.simulation.regions import REGIONS, Region
 from csst_dask.simulation.stars import star_counts
 
-DETECTOR_AREA = FRAME_SHAPE[0] * FRAME_SHAPE[1] * (PIXEL / 3600) ** 2
-"""deg2"""
 CROWDED = ("fornax", "sculptor")
 """Regions around a dwarf galaxy: the field alone gives the lower end of their range."""
 

@@ -13,19 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.instrument.bands import BAND_TABLE, Band
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.schema import BANDS
 from csst_dask.simulation.check.figure import ACCENT, INK, QUIET, new_figure, save_figure
 from csst_dask.simulation.check.finding import Finding, load_package, near
 from csst_dask.simulation.check.psf_check import JITTER
 from csst_dask.simulation.detector import DetectorModel
 from csst_dask.simulation.noise import observe
-from csst_dask.simulation.psf import PIXEL, make_psf
+from csst_dask.simulation.psf import make_psf
 from csst_dask.simulation.render import add_stars
 
 SIZE, SPACING = 1024, 16
 """Side of the patch and distance of its stars, pixel."""
 EXPTIME = 150.0
-RADIUS = 0.15 / PIXEL
+RADIUS = 0.15 / PIXEL_SCALE
 """Of the aperture, pixel."""
 EXPOSURES = {"NUV": 4, "y": 4}
 """Exposures of the wide survey; two in the other bands."""
@@ -100,7 +101,7 @@ def depth_findings(depths: dict[str, float]) -> list[Finding]:
     found = []
     for name, measured in depths.items():
         exposures = EXPOSURES.get(name, 2)
-        text = f"{exposures} x {EXPTIME:.0f} s, aperture of {RADIUS * PIXEL:.2f} arcsec"
+        text = f"{exposures} x {EXPTIME:.0f} s, aperture of {RADIUS * PIXEL_SCALE:.2f} arcsec"
         found.append(near(f"5 sigma depth in {name}, AB mag", measured, BAND_TABLE[name].limit_mag, TOLERANCE, text))
     return found
 

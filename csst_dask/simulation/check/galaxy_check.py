@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.simulation.check.figure import new_figure, save_figure, stretch
 from csst_dask.simulation.check.finding import Finding, below, load_package
 from csst_dask.simulation.check.psf_check import JITTER, galsim_profile
-from csst_dask.simulation.psf import PIXEL, PSF, make_psf
+from csst_dask.simulation.psf import PSF, make_psf
 from csst_dask.simulation.sersic import add_galaxies
 
 SIZE = 160
@@ -62,7 +63,7 @@ def draw_reference(shape: Shape, profile: Any) -> NDArray[np.float64]:
     """The same galaxy by GalSim, behind a point spread function."""
     galsim = load_package("galsim")
     # a shear keeps the area, so that the radius along the major axis grows by 1 / sqrt(axis ratio)
-    shrink = PIXEL * np.sqrt(shape.axis_ratio)
+    shrink = PIXEL_SCALE * np.sqrt(shape.axis_ratio)
     parts = []
     if shape.bulge_fraction < 1:
         parts.append(galsim.Exponential(half_light_radius=shape.radius * shrink, flux=1 - shape.bulge_fraction))
@@ -71,7 +72,7 @@ def draw_reference(shape: Shape, profile: Any) -> NDArray[np.float64]:
         parts.append(bulge)
     whole = galsim.Add(parts).shear(q=shape.axis_ratio, beta=shape.angle * galsim.radians)
     seen = galsim.Convolve(whole, profile)
-    image = galsim.ImageD(SIZE, SIZE, scale=PIXEL)
+    image = galsim.ImageD(SIZE, SIZE, scale=PIXEL_SCALE)
     seen.drawImage(image, offset=(CENTRE[1] - SIZE / 2, CENTRE[0] - SIZE / 2))
     return image.array
 

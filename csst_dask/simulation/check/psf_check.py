@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import PIXEL_SCALE
 from csst_dask.simulation.check.figure import ACCENT, INK, QUIET, SECOND, new_figure, save_figure
 from csst_dask.simulation.check.finding import Finding, below, load_package
-from csst_dask.simulation.psf import PIXEL, PSF, STAMP_RADII, gaussian_fwhm, make_psf
+from csst_dask.simulation.psf import PSF, STAMP_RADII, gaussian_fwhm, make_psf
 from csst_dask.simulation.render import FAINTEST, add_stars
 
 JITTER = 0.1225
@@ -53,7 +54,7 @@ def galsim_profile(wavelength: float, jitter: float, folding: float = 5e-3) -> o
 def draw_galsim(profile: object, y: float, x: float, size: int) -> NDArray[np.float64]:
     """A square image of a profile at a position from its outer corner, both in pixel."""
     galsim = load_package("galsim")
-    image = galsim.ImageD(size, size, scale=PIXEL)
+    image = galsim.ImageD(size, size, scale=PIXEL_SCALE)
     profile.drawImage(image, offset=(x - size / 2, y - size / 2))  # type: ignore[attr-defined]
     return image.array
 
