@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from csst_dask.errors import ConfigError
+from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.preprocess.inputs import SCALARS
 from csst_dask.schema import BANDS, CHANNELS, N_CLASSES, density_class
 
@@ -166,24 +170,11 @@ def split_by_field(
 
 def _groups(field: NDArray, n_fields: int, ra: NDArray, dec: NDArray, separation: float) -> NDArray[np.int64]:
     """Group of each field: connected components of the graph of fields that come too close."""
-    root = np.arange(n_fields)
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
-    x, y = np.cos(np.radians(dec)) * np.cos(np.radians(ra)), np.cos(np.radians(dec)) * np.sin(np.radians(ra))
-    unit = np.stack([x, y, np.sin(np.radians(dec))], axis=1)
-    chord2 = (2 * np.sin(np.radians(separation) / 2)) ** 2
-    for start in range(0, len(unit), 512):
-        block = unit[start : start + 512]
-        near = sum((block[:, None, k] - unit[None, :, k]) ** 2 for k in range(3)) <= chord2
-        one, other = np.nonzero(near)
-        for a, b in np.stack(divmod(np.unique(field[start + one] * n_fields + field[other]), n_fields), axis=1):
-            root[find(a)] = find(b)
-    return np.unique([find(i) for i in range(n_fields)], return_inverse=True)[1]
+    chord = 2 * np.sin(np.radians(separation) / 2)
+    near = cKDTree(unit_vectors(ra, dec)).query_pairs(chord, output_type="ndarray")
+    one, other = field[near].T
+    graph = coo_array((np.ones(len(near), bool), (one, other)), shape=(n_fields, n_fields))
+    return connected_components(graph, directed=False)[1]
 
 
 def _assign(counts: NDArray, shares: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
