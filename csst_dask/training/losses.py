@@ -51,3 +51,22 @@ def count_loss(predicted: Tensor, target: Tensor, alpha: float = 1.0, beta: floa
     relative = (residual / target.abs().clamp(min=RELATIVE_FLOOR)) ** 2
     terms = alpha * residual**2 + beta * residual.abs() + gamma * relative.clamp(max=RELATIVE_LIMIT)
     return torch.mean(terms)
+
+
+def laplace_loss(median: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+    """Negative logarithm of a Laplace likelihood: absolute errors, weighed by how large they are expected to be.
+
+    Parameters
+    ----------
+    median, log_scale, target : (n,) tensor
+        Counts in dex, natural logarithm of the scale in dex. Chips whose target is NaN are left out.
+
+    Returns
+    -------
+    scalar tensor
+        Mean over the chips that count, nat; 0 if there is none.
+    """
+    known = torch.isfinite(target)
+    residual = (median - torch.where(known, target, median.detach())).abs()
+    loss = residual * torch.exp(-log_scale) + log_scale
+    return torch.where(known, loss, torch.zeros_like(loss)).sum() / known.sum().clamp_min(1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+import zarr
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -24,14 +26,46 @@ FRACTIONS = (0.8, 0.1, 0.1)
 """Shares of training, validation and test chips (paper, table 2)."""
 
 
+class Maps(Protocol):
+    """Reduced maps of many chips, in memory or in a store."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, 6, iy, ix)."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """Maps of some chips."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredMaps:
+    """Reduced maps that stay in a survey store until they are asked for."""
+
+    array: zarr.Array
+    rows: NDArray[np.int64]
+    """Rows of the store, in the order of the samples."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray:
+        """All of them, in memory."""
+        return self[np.arange(len(self.rows))].astype(dtype or np.float32, copy=False)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        wanted, place = np.unique(self.rows[rows], return_inverse=True)
+        return np.asarray(self.array.oindex[wanted])[place]
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Chips with truth, in memory."""
+    """Chips with truth."""
 
-    reduced: NDArray[np.float32]
-    """(n, 6, iy, ix) reduced maps, e-/s."""
+    reduced: Maps
+    """(n, 6, iy, ix) reduced maps, e-/s; an array, or a store that is read by rows."""
     scalars: dict[str, NDArray[np.float64]]
-    """(n,) each of `preprocess.inputs.SCALARS`."""
+    """(n,) each of `preprocess.inputs.SCALARS`, and ``exptime`` (s) where it is known."""
     band: NDArray[np.str_]
     n_star: NDArray[np.int64]
     n_bright: NDArray[np.int64]
@@ -76,7 +110,7 @@ def load_samples(store: str | Path, bands: tuple[str, ...] = BANDS) -> Samples:
     Returns
     -------
     Samples
-        In the order of the store; 1.2 MB a chip.
+        In the order of the store; the maps stay there.
 
     Raises
     ------
@@ -92,7 +126,8 @@ def load_samples(store: str | Path, bands: tuple[str, ...] = BANDS) -> Samples:
     if missing or survey["reduced"].shape[1:2] != (len(CHANNELS),):
         what = f"it lacks {', '.join(missing)}" if missing else f"its channels are not {', '.join(CHANNELS)}"
         raise ConfigError(f"{store} is not a survey store of this package: {what}; name another one")
-    small = {name: survey[name].values for name in needed if name != "reduced"}
+    names = [name for name in (*needed, "exptime") if name in survey.variables and name != "reduced"]
+    small = {name: survey[name].values for name in names}
     band, field, status = (np.array(small[name].tolist(), str) for name in ("band", "field", "status"))
     wanted = (status == "done") & (small["n_star"] >= 0) & np.isin(band, bands)
     rows = np.flatnonzero(wanted)
@@ -101,13 +136,9 @@ def load_samples(store: str | Path, bands: tuple[str, ...] = BANDS) -> Samples:
             f"{store} has no chip that is done, has a truth count and lies in the bands {', '.join(bands)} "
             f"({len(wanted)} chips in all); ingest with truth catalogues or simulate with --store"
         )
-    reduced = np.empty((len(rows), *survey["reduced"].shape[1:]), np.float32)
-    for start in range(0, len(rows), 256):
-        block = rows[start : start + 256]
-        reduced[start : start + len(block)] = survey["reduced"].isel(chip=block).values
     return Samples(
-        reduced=reduced,
-        scalars={name: small[name][rows].astype(np.float64) for name in SCALARS},
+        reduced=StoredMaps(zarr.open_array(str(store), path="reduced", mode="r"), rows),
+        scalars={name: small[name][rows].astype(np.float64) for name in (*SCALARS, "exptime") if name in small},
         band=band[rows],
         field=field[rows],
         **{name: small[name][rows].astype(np.int64) for name in ("n_star", "n_bright")},

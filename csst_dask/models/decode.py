@@ -1,0 +1,44 @@
+"""What the numbers that a network puts out mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from csst_dask.models.density import split_outputs
+
+Answer = dict[str, Tensor]
+"""``logits`` (n, 6); ``star`` and ``bright`` (n,), log10(1 + n), dex; ``star_scale`` and ``bright_scale`` (n,), natural
+logarithms of how far off these are expected to be, ln dex. What a network does not give is not there."""
+
+
+def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor, context: Tensor) -> Answer:
+    """Run a network and name what comes out.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        From `csst_dask.models.build_network`.
+    metadata : mapping
+        ``task``, and ``outputs`` of a density network.
+    maps : (n, channels, y, x) tensor
+    context : (n, k) tensor
+        Not looked at by networks without outputs of a density network.
+
+    Returns
+    -------
+    dict of tensors
+        An `Answer`, float32.
+    """
+    outputs = tuple(metadata.get("outputs") or ())
+    if not outputs:
+        return {"logits" if metadata["task"] == "classifier" else "bright": module(maps).float()}
+    answer: Answer = {}
+    for name, part in split_outputs(module(maps, context).float(), outputs).items():
+        if name == "class":
+            answer["logits"] = part
+        else:
+            answer[name], answer[f"{name}_scale"] = part.unbind(1)
+    return answer

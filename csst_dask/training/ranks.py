@@ -1,0 +1,105 @@
+"""The processes that train one network together, or the only one."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module whose gradients are averaged over the ranks; the module itself if there is one rank."""
+        if self.world == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        known = signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the newer name
+        return DistributedDataParallel(module, device_ids=devices, **{option: False})
+
+    def silent(self, module: nn.Module, last: bool) -> Any:
+        """A context in which gradients are only added up here; before the last micro-batch of a step."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over the ranks."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Give every rank the mean of the running statistics; each has seen other chips."""
+        if self.world == 1:
+            return
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.world
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            self.sum([0.0])
+
+
+@contextmanager
+def joined(device: str | None = None, timeout: float = 60.0) -> Iterator[Ranks]:
+    """Join the ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK).
+
+    Parameters
+    ----------
+    device : str, optional
+        By default the GPU of the local rank where there is one, else the CPU.
+    timeout : float
+        A rank that keeps the others waiting for longer fails them all, s.
+
+    Yields
+    ------
+    Ranks
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    where = torch.device(device or _own_device())
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if world == 1:
+        yield Ranks(where)
+        return
+    # gloo first: the first collective of NCCL ignores the timeout
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        dist.all_reduce(torch.zeros(1))
+        yield Ranks(where, dist.get_rank(), world)
+    finally:
+        gc.collect()  # a module that still holds the group would keep it from closing
+        dist.destroy_process_group()
+
+
+def _own_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
