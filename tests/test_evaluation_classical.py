@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from csst_dask.errors import ConfigError
-from csst_dask.evaluation.classical import COUNTS, apply_calibration, count_sources, fit_calibration
+from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
+from csst_dask.evaluation.classical import COUNTS, count_sources
 from csst_dask.instrument.bands import BAND_TABLE
 from csst_dask.schema import BANDS, Mask, density_class
 

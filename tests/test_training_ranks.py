@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import xarray as xr
 from typer.testing import CliRunner
 
 from csst_dask.cli import app
@@ -24,7 +23,6 @@ from csst_dask.training import FitResult, fit, load_samples
 from csst_dask.training.rank import write_spec
 
 CONFIG = TrainingConfig(arch="resnet18", epochs=2, batch=8, seed=3, parts=2, timeout=8, checkpoint_minutes=0.01)
-CHIPS, SIZE = 120, 16
 
 LOOP = """
 import sys
@@ -60,30 +58,9 @@ with joined("cpu", 60) as ranks:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> str:
-    """Blocks that are the brighter the more stars there are, in 30 fields far from each other."""
-    rng, n, path = np.random.default_rng(0), CHIPS, str(tmp_path_factory.mktemp("store") / "training.zarr")
-    n_star = np.tile([0, 30, 300, 3000, 30_000, 300], n // 6)
-    mean = 0.2 + 1e-3 * np.sqrt(n_star)[:, None, None] * rng.exponential(size=(n, SIZE, SIZE))
-    std, valid = 0.05 + mean - 0.2, np.ones_like(mean)
-    reduced = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
-    total, field = mean.reshape(n, -1), np.arange(n) // 4
-    columns = {
-        "status": np.full(n, "done"), "band": np.tile(["g", "i"], n // 2), "field": [f"f{k}" for k in field],
-        "n_star": n_star, "n_bright": n_star // 2, "ra": field * 9.0, "dec": np.zeros(n), "exptime": np.full(n, 150.0),
-        "pixel_mean": total.mean(1), "pixel_std": total.std(1),
-        "sky_level": np.full(n, 0.2), "sky_sigma": np.full(n, 0.05),
-    }  # fmt: skip
-    survey = xr.Dataset({name: ("chip", np.asarray(values)) for name, values in columns.items()})
-    survey["reduced"] = ("chip", "channel", "iy", "ix"), reduced
-    survey.to_zarr(path, zarr_format=3, consolidated=False, encoding={"reduced": {"chunks": (1, 6, SIZE, SIZE)}})
-    return path
-
-
-@pytest.fixture(scope="module")
-def alone(store, tmp_path_factory) -> Path:
+def alone(training_store, tmp_path_factory) -> Path:
     """The same training in one process."""
-    out, samples = tmp_path_factory.mktemp("alone"), load_samples(store)
+    out, samples = tmp_path_factory.mktemp("alone"), load_samples(training_store)
     fit("regressor", samples, samples.split(CONFIG.seed), CONFIG, out, threads=1, device="cpu")
     return out
 
@@ -112,7 +89,7 @@ def ranks_of_this_machine() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("task", ["classifier", "regressor"])
-def test_two_ranks_are_one_rank_with_two_micro_batches(task, store, tmp_path):
+def test_two_ranks_are_one_rank_with_two_micro_batches(task, training_store, tmp_path):
     config = CONFIG.model_copy(update={"epochs": 2})
     ends = []
     for world in (1, 2):
@@ -123,7 +100,7 @@ def test_two_ranks_are_one_rank_with_two_micro_batches(task, store, tmp_path):
             port = probe.getsockname()[1]
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", LOOP, task, store, str(out), config.model_dump_json()],
+                [sys.executable, "-c", LOOP, task, training_store, str(out), config.model_dump_json()],
                 env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
                                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             )
@@ -142,17 +119,17 @@ def test_two_ranks_are_one_rank_with_two_micro_batches(task, store, tmp_path):
         torch.testing.assert_close(one["module"][name], two["module"][name], rtol=0.3, atol=0.05, msg=name)
 
 
-def test_a_gang_on_dask_workers_learns_what_one_process_learns(client, store, alone, tmp_path):
+def test_a_gang_on_dask_workers_learns_what_one_process_learns(client, training_store, alone, tmp_path):
     told = []
-    train_gang(client, spec_of(store, tmp_path), 2, CONFIG.timeout, 0, lambda *step: told.append(step))
+    train_gang(client, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 0, lambda *step: told.append(step))
     assert FitResult.from_folder(tmp_path, "regressor").epochs == 2
     assert told[-1][0] == told[-1][1] == 2
     assert_alike(alone, tmp_path)
-    train_gang(client, spec_of(store, tmp_path), 2, CONFIG.timeout, 0)  # finished: returns at once
+    train_gang(client, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 0)  # finished: returns at once
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, store, alone, tmp_path, fault):
+def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, training_store, alone, tmp_path, fault):
     done, lines = [], []
 
     def strike(*step):
@@ -160,14 +137,14 @@ def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, sto
             done.append(time.monotonic())
             ranks_of_this_machine()[-1].send_signal(fault)
 
-    train_gang(client, spec_of(store, tmp_path), 2, CONFIG.timeout, 2, strike, lines.append)
+    train_gang(client, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 2, strike, lines.append)
     assert len(lines) == 1
     assert "starting again" in lines[0]
     assert_alike(alone, tmp_path)
     assert not ranks_of_this_machine()
 
 
-def test_a_lost_worker_leaves_a_smaller_gang(store, alone, tmp_path):
+def test_a_lost_worker_leaves_a_smaller_gang(training_store, alone, tmp_path):
     from csst_dask.runners.cluster import connect
 
     done, lines = [], []
@@ -182,30 +159,31 @@ def test_a_lost_worker_leaves_a_smaller_gang(store, alone, tmp_path):
                     if process.pid != os.getpid() and process.is_running():
                         process.kill()
 
-        train_gang(cluster, spec_of(store, tmp_path), 2, CONFIG.timeout, 2, strike, lines.append)
+        train_gang(cluster, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 2, strike, lines.append)
     assert len(lines) == 1
     assert_alike(alone, tmp_path)
 
 
-def test_a_gang_that_breaks_again_and_again_is_given_up(client, store, tmp_path):
+def test_a_gang_that_breaks_again_and_again_is_given_up(client, training_store, tmp_path):
     def strike(*_):
         for process in ranks_of_this_machine():
             process.kill()
 
     with pytest.raises(GangBroken, match="given up after 1 restarts"):
-        train_gang(client, spec_of(store, tmp_path), 2, CONFIG.timeout, 1, strike, lambda _: None)
+        train_gang(client, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 1, strike, lambda _: None)
 
 
-def test_a_wrong_setting_is_told_at_once(client, store, tmp_path):
+def test_a_wrong_setting_is_told_at_once(client, training_store, tmp_path):
     wrong = CONFIG.model_copy(update={"arch": "transformer"})
     with pytest.raises(ConfigError, match="transformer"):
-        train_gang(client, spec_of(store, tmp_path, wrong), 2, CONFIG.timeout, 3)
+        train_gang(client, spec_of(training_store, tmp_path, wrong), 2, CONFIG.timeout, 3)
 
 
-def test_torchrun_learns_the_same_and_goes_on_after_an_interruption(store, alone, tmp_path):
+def test_torchrun_learns_the_same_and_goes_on_after_an_interruption(training_store, alone, tmp_path):
     words = [
-        sys.executable, "-m", "csst_dask", "train", "regressor", "--store", store, "--out", str(tmp_path / "out"),
-        "--ranks", "2", "--launcher", "torchrun", "--config", str(tmp_path / "train.yaml"),
+        sys.executable, "-m", "csst_dask", "train", "regressor", "--store", training_store,
+        "--out", str(tmp_path / "out"), "--ranks", "2", "--launcher", "torchrun",
+        "--config", str(tmp_path / "train.yaml"),
     ]  # fmt: skip
     settings = CONFIG.model_dump(mode="json", exclude_none=True)
     (tmp_path / "train.yaml").write_text(f"training: {settings!r}".replace("'", '"').replace("True", "true"))
@@ -221,9 +199,11 @@ def test_torchrun_learns_the_same_and_goes_on_after_an_interruption(store, alone
     assert_alike(alone, tmp_path / "out")
 
 
-def test_more_ranks_than_micro_batches_are_refused(client, store, tmp_path):
-    result = CliRunner().invoke(app, ["train", "regressor", "--store", store, "--out", str(tmp_path), "--ranks", "0"])
+def test_more_ranks_than_micro_batches_are_refused(client, training_store, tmp_path):
+    result = CliRunner().invoke(
+        app, ["train", "regressor", "--store", training_store, "--out", str(tmp_path), "--ranks", "0"]
+    )
     assert result.exit_code == 2
     config = CONFIG.model_copy(update={"parts": 1})
     with pytest.raises(ConfigError, match="micro-batches"):
-        train_gang(client, spec_of(store, tmp_path, config), 2, CONFIG.timeout, 0)
+        train_gang(client, spec_of(training_store, tmp_path, config), 2, CONFIG.timeout, 0)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from csst_dask.errors import ConfigError
 from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.schema import BANDS, BRIGHT_LIMIT, CLASS_EDGES, Mask
+from csst_dask.schema import BRIGHT_LIMIT, Mask
 
 SIGNAL_TO_NOISE = (5, 10, 20, 50, 200)
 """Sources are counted above each of these."""
@@ -42,9 +41,6 @@ LOCUS_WIDTH, LOCUS_BIN = 0.04, 0.01
 
 GLOW = 3.0
 """What lies so many radii from a saturated patch belongs to it; at most `MARGIN`."""
-
-PENALTIES = np.logspace(-2, 4, 25)
-"""Ridge penalties that are tried."""
 
 COUNTS: tuple[str, ...] = (
     *(f"stars_{limit}" for limit in SIGNAL_TO_NOISE),
@@ -227,119 +223,3 @@ def _locus(ratios: NDArray[np.float64]) -> float:
     smooth = np.convolve(count, (1, 2, 1), mode="same")
     middle = edges[np.argmax(smooth)] + LOCUS_BIN / 2
     return float(np.median(ratios[np.abs(ratios - middle) < 2 * LOCUS_BIN]))
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """Ridge regressions of log10(1 + truth) on logarithmic counts and band."""
-
-    centre: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    slopes: NDArray[np.float64]
-    """(features, 2): of n_star and n_bright."""
-    offset: NDArray[np.float64]
-    """(2,), dex."""
-
-
-def fit_calibration(
-    counts: Sequence[Mapping[str, float]],
-    band: Sequence[str] | NDArray[np.str_],
-    n_star: ArrayLike,
-    n_bright: ArrayLike,
-) -> Calibration:
-    """Learn what counts mean: how many stars are too faint or blended to be seen, and how many galaxies pass for stars.
-
-    Ridge regression on log10(1 + count), their squares and the band, with the penalty of least leave-one-out
-    error [1]_.
-
-    Parameters
-    ----------
-    counts : sequence of n mappings
-        As `count_sources` gives them.
-    band : sequence of n str
-    n_star, n_bright : (n,) array_like of int
-        Truth; all known.
-
-    Returns
-    -------
-    Calibration
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer than 10 frames.
-    ValueError
-        If the lengths differ, a count is missing or the truth is negative.
-
-    References
-    ----------
-    .. [1] Golub, Heath & Wahba (1979), Technometrics 21, 215.
-    """
-    features = _features(counts, band)
-    truth = np.stack([np.asarray(n_star, np.float64), np.asarray(n_bright, np.float64)], axis=1)
-    if len(truth) != len(features) or not (truth >= 0).all():
-        raise ValueError(f"{len(truth)} true counts for {len(features)} frames; give a known one for each frame")
-    if len(features) < 10:
-        raise ConfigError(f"{len(features)} frames are too few to calibrate counts; give at least 10")
-    target = np.log10(1 + truth)
-    spread = features.std(axis=0)
-    centre, scale = features.mean(axis=0), np.where(spread > 1e-6, spread, 1.0)
-    offset = target.mean(axis=0)
-    u, d, vt = np.linalg.svd((features - centre) / scale, full_matrices=False)
-    slopes = np.stack([_ridge(u, d, vt, one) for one in (target - offset).T], axis=1)
-    return Calibration(centre, scale, slopes, offset)
-
-
-def _ridge(u: NDArray, d: NDArray, vt: NDArray, target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slopes of the penalty with the least leave-one-out error; the mean was taken away with a leverage of 1 / n."""
-    best, least = np.zeros(len(d)), math.inf
-    for penalty in PENALTIES:
-        shrink = d**2 / (d**2 + penalty)
-        residual = target - u @ (shrink * (u.T @ target))
-        error = np.mean((residual / (1 - (u**2 @ shrink + 1 / len(u)).clip(max=0.999))) ** 2)
-        if error < least:
-            best, least = vt.T @ (d / (d**2 + penalty) * (u.T @ target)), float(error)
-    return best
-
-
-def apply_calibration(
-    calibration: Calibration, counts: Sequence[Mapping[str, float]], band: Sequence[str] | NDArray[np.str_]
-) -> dict[str, NDArray]:
-    """Counts as the truth would have them.
-
-    Parameters
-    ----------
-    calibration : Calibration
-    counts : sequence of n mappings
-        As `count_sources` gives them.
-    band : sequence of n str
-
-    Returns
-    -------
-    dict of str to (n,) array
-        ``log_star`` and ``log_bright`` (float32, log10(1 + count), dex) and ``density_class`` (int8).
-    """
-    features = (_features(counts, band) - calibration.centre) / calibration.scale
-    star, bright = np.maximum(features @ calibration.slopes + calibration.offset, 0.0).T
-    classes = np.searchsorted(np.log10(np.asarray(CLASS_EDGES) + 0.5), star, side="right")
-    return {
-        "log_star": star.astype(np.float32),
-        "log_bright": bright.astype(np.float32),
-        "density_class": classes.astype(np.int8),
-    }
-
-
-def _features(counts: Sequence[Mapping[str, float]], band: Sequence[str] | NDArray[np.str_]) -> NDArray[np.float64]:
-    """(n, features) logarithmic counts, their squares, and bands alone and times two of the counts."""
-    missing = [name for name in COUNTS if any(name not in one for one in counts)]
-    if missing or len(counts) != len(band):
-        raise ValueError(
-            f"{len(counts)} frames for {len(band)} bands, missing counts: {', '.join(missing) or 'none'}; "
-            "give what count_sources gave and a band for each frame"
-        )
-    logs = np.log10(
-        1 + np.array([[one[name] for name in COUNTS] for one in counts], np.float64).reshape(-1, len(COUNTS))
-    )
-    bands = np.array([[str(one) == name for name in BANDS] for one in band], np.float64).reshape(-1, len(BANDS))
-    slopes = [bands * logs[:, [COUNTS.index(name)]] for name in ("stars_10", "bright")]
-    return np.hstack([logs, logs**2, bands, *slopes])

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from csst_dask.config import Config
 from csst_dask.errors import ConfigError
-from csst_dask.evaluation.classical import apply_calibration, count_sources, fit_calibration
+from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
+from csst_dask.evaluation.classical import count_sources
 from csst_dask.evaluation.figures import near_edge
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.judgement import write_judgement
@@ -117,7 +118,8 @@ def judge_store(
     which : str
         One of `SETS`.
     baselines : str, optional
-        Store that the baselines learn from: boosted trees on the statistics of the maps, and source extraction where
+        Store that the baselines learn from: trees and a support vector machine on the statistics
+        of the maps, and source extraction where
         both stores keep pixels.
     stages : callable, optional
         Starts the progress of a stage.
@@ -143,7 +145,7 @@ def judge_store(
     notes = [f"{Path(store).name}: {len(truth.rows)} chips with truth ({which})."]
     if baselines is not None:
         learning = Truth.open(baselines)
-        methods["boosted trees"] = judge_trees(client, learning, truth, config, stages)
+        methods["trees and SVM"] = judge_trees(client, learning, truth, config, stages)
         notes.append(f"The baselines learned from {Path(baselines).name}, {len(learning.rows)} chips.")
         classical = judge_classical(client, learning, truth, stages)
         if classical is not None:
@@ -190,7 +192,7 @@ def statistics_block(path: str, rows: Sequence[int], scalars: dict[str, list[flo
 
 
 def judge_trees(client: Client, learning: Truth, truth: Truth, config: Config, stages: Stages | None = None) -> Judged:
-    """Boosted trees on the statistics of the maps: learned from one store, judged on another or on its test fields."""
+    """Trees and a support vector machine on statistics: learned from one store, judged on another or on itself."""
     from csst_dask.schema import density_class
     from csst_dask.training.samples import split_by_field
 
@@ -206,7 +208,11 @@ def judge_trees(client: Client, learning: Truth, truth: Truth, config: Config, s
         train, split.validation, seed=config.training.seed,
     )  # fmt: skip
     table = tables[0][np.searchsorted(learning.rows, truth.rows)] if own else tables[1]
-    return _judged(truth, predict_trees(fitted, table, truth.column("band")))
+    found = predict_trees(fitted, table, truth.column("band"))
+    bounds = {
+        name: np.maximum(10.0 ** found[name].astype(np.float64) - 1, 0) for name in ("bright_lower", "bright_upper")
+    }
+    return _judged(truth, found | bounds)
 
 
 def _statistics(client: Client, chips: Truth, stages: Stages | None) -> NDArray[np.float32]:
