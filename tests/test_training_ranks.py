@@ -115,8 +115,8 @@ def test_two_ranks_are_one_rank_with_two_micro_batches(task, training_store, tmp
     learned = {name for name in one["module"] if "running_" not in name and "num_batches" not in name}
     for name in sorted(learned):
         torch.testing.assert_close(one["module"][name], two["module"][name], rtol=1e-3, atol=2e-4, msg=name)
-    for name in statistics:  # one rank follows both halves in turn, two ranks follow one half each
-        torch.testing.assert_close(one["module"][name], two["module"][name], rtol=0.3, atol=0.05, msg=name)
+    for name in statistics:
+        torch.testing.assert_close(one["module"][name], two["module"][name], rtol=1e-3, atol=2e-4, msg=name)
 
 
 def test_a_gang_on_dask_workers_learns_what_one_process_learns(client, training_store, alone, tmp_path):

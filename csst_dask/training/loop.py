@@ -25,6 +25,7 @@ from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import save_checkpoint
 from csst_dask.training.ranks import Ranks
 from csst_dask.training.run import Run
+from csst_dask.training.running import RunningStatistics
 from csst_dask.training.stages import build_optimiser, build_schedule, freeze_statistics
 
 Progress = Callable[[int, int, int, int, float], None]
@@ -105,11 +106,13 @@ class Loop:
         steps = run.stages[stage].epochs * run.steps
         self.schedule = build_schedule(run.recipe.schedule, self.optimiser, steps, config.patience)
         self.wrapped = self.ranks.wrap(self.module)
+        self.statistics = RunningStatistics(self.module, self.ranks, self.parts)
         self.precision = _precision(config.amp, self.ranks.device)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.precision is torch.float16)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
+        self.statistics = RunningStatistics(self.module, self.ranks, self.parts)
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -118,7 +121,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint: all ranks hold the same, save running statistics, so the first one's counts."""
-        self.ranks.average_buffers(self.module)
+        self.statistics.average()
         if self.ranks.first:
             state = {
                 "fingerprint": self.run.fingerprint,
@@ -144,7 +147,7 @@ class Loop:
         started, epoch = time.perf_counter() - self.seconds, len(self.history)
         rate = self.optimiser.param_groups[0]["lr"]
         self._learn(epoch, started)
-        self.ranks.average_buffers(self.module)
+        self.statistics.average()
         loss, (validation, score) = self.total / run.steps, self._validate()
         if not (np.isfinite(loss) and np.isfinite(validation)):
             raise ConfigError(
@@ -203,7 +206,7 @@ class Loop:
             part = parts[place]
             torch.manual_seed(_key(config.seed, epoch, self.step, place))  # of dropout
             share = len(part) / len(rows)
-            with ranks.silent(self.wrapped, place == mine[-1]):
+            with ranks.silent(self.wrapped, place == mine[-1]), self.statistics.of(place):
                 loss = self._loss(rows[part], copies[part], drawn)
                 self.scaler.scale(loss * (share * ranks.world)).backward()  # gradients are averaged over ranks
             total += share * loss.item()

@@ -12,9 +12,12 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+MEETING = 300.0
+"""Ranks may start so many seconds apart."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Ranks:
     device: torch.device
     rank: int = 0
     world: int = 1
+    group: Any = None
+    """Process group whose operations fail after the timeout; None if there is one rank."""
 
     @property
     def first(self) -> bool:
@@ -37,7 +42,7 @@ class Ranks:
         devices = [self.device] if self.device.type == "cuda" else None
         known = signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the newer name
-        return DistributedDataParallel(module, device_ids=devices, **{option: False})
+        return DistributedDataParallel(module, device_ids=devices, process_group=self.group, **{option: False})
 
     def silent(self, module: nn.Module, last: bool) -> Any:
         """A context in which gradients are only added up here; before the last micro-batch of a step."""
@@ -48,17 +53,14 @@ class Ranks:
         if self.world == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
-    def average_buffers(self, module: nn.Module) -> None:
-        """Give every rank the mean of the running statistics; each has seen other chips."""
-        if self.world == 1:
-            return
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.world
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -90,10 +92,11 @@ def joined(device: str | None = None, timeout: float = 60.0) -> Iterator[Ranks]:
         return
     # gloo first: the first collective of NCCL ignores the timeout
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    dist.init_process_group(backend, timeout=timedelta(seconds=max(MEETING, timeout)))
     try:
         dist.all_reduce(torch.zeros(1))
-        yield Ranks(where, dist.get_rank(), world)
+        group = dist.new_group(timeout=timedelta(seconds=timeout))
+        yield Ranks(where, dist.get_rank(), world, group)
     finally:
         gc.collect()  # a module that still holds the group would keep it from closing
         dist.destroy_process_group()

@@ -1,0 +1,53 @@
+"""Running statistics of normalisations when a step has several micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from csst_dask.training.ranks import Ranks
+
+
+class RunningStatistics:
+    """Running means and variances for each micro-batch of a step, on whatever rank it is.
+
+    A running statistic is linear in what it has seen. So the mean over the micro-batches does not depend on how many
+    ranks they are spread over, nor on when it is taken.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    ranks : Ranks
+    parts : int
+        Micro-batches of a step over all ranks.
+    """
+
+    def __init__(self, module: nn.Module, ranks: Ranks, parts: int) -> None:
+        self.ranks, self.parts = ranks, parts
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        self.buffers: list[Tensor] = [
+            buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None
+        ]
+        self.kept = {place: self._copy() for place in range(ranks.rank, parts, ranks.world)}
+
+    def _copy(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.buffers]
+
+    @contextmanager
+    def of(self, place: int) -> Iterator[None]:
+        """Let one micro-batch update its own."""
+        if self.parts > self.ranks.world:
+            torch._foreach_copy_(self.buffers, self.kept[place])
+        yield
+        self.kept[place] = self._copy() if self.parts > self.ranks.world else self.buffers
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Give the module, and every micro-batch, the mean over all of them."""
+        for index, buffer in enumerate(self.buffers):
+            total = torch.stack([kept[index] for kept in self.kept.values()]).sum(0)
+            buffer.copy_(self.ranks.add_up(total) / self.parts)
+        self.kept = {place: self._copy() for place in self.kept}
