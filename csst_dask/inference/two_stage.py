@@ -67,7 +67,7 @@ def load_two_stage(folder: str | Path | None = None, device: str = "cpu") -> Two
     """
     folder = weights_folder(folder)
     classifier, regressor = (load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor"))
-    interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL)
+    interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL, scale=np.ones(1))
     for model in (classifier, regressor):
         model.module.to(device)
     return TwoStage(classifier, regressor)

@@ -20,8 +20,8 @@ LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
 QUANTILES = {"star": "star_quantiles", "bright": "residual_quantiles"}
 """Entries of the metadata that hold the bounds of each count's residuals."""
 
-TEMPERATURES = (0.05, 20.0)
-"""Range that temperatures are looked for in."""
+TEMPERATURES = (0.5, 5.0)
+"""Range that temperatures are looked for in: a few chips that are all right do not make a network certain."""
 
 
 def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
@@ -146,7 +146,9 @@ def interval(
         known = ", ".join(stored.get("levels", {})) or "none"
         raise ConfigError(f"the {metadata.get('task')} holds no interval of level {level:g}; it holds: {known}")
     low, high = stored["levels"][f"{level:g}"]
-    unit = np.asarray(scale, np.float64) if stored.get("scaled") and scale is not None else 1.0
+    if stored.get("scaled") and scale is None:
+        raise ConfigError(f"the intervals of the {metadata.get('task')} are in units of a scale that is not given")
+    unit = np.asarray(scale, np.float64) if stored.get("scaled") else 1.0
     centre = np.asarray(predicted, np.float64)
     lower = np.maximum(centre + (-np.inf if low is None else low * unit), 0.0)
     upper = np.maximum(centre + (np.inf if high is None else high * unit), 0.0)

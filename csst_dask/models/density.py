@@ -30,11 +30,15 @@ RAREST = 1e-5
 """Added to the share of blocks that bear a mark; a map of 224 x 224 blocks has shares of 2e-5."""
 EMBEDDING, HIDDEN = 64, (256, 128)
 DROPOUT = 0.1
+CONSTANT = 1e-3
+"""Context that scatters less among the chips learned from is not looked at."""
+CHANGED = 0.05
+"""A chip whose context differs by so much from the only value that was ever seen is unlike all others."""
 CONTEXT_LIMIT = 6.0
 """Standardised context is cut off here."""
 LEAST_VARIANCE = 0.01
 """Added to the variances of the standardised context, so that noise in a constant direction does not look strange."""
-SCALES = (-6.0, 1.0)
+SCALES = (-5.0, 1.0)
 """Range of the natural logarithm of a scale, ln dex."""
 
 
@@ -88,6 +92,7 @@ class DensityNetwork(nn.Module):
         self.stages = nn.ModuleList([body.layer1, body.layer2, body.layer3, body.layer4])
         widths = [_width(stage) for stage in self.stages]
         self.films = nn.ModuleList(FiLM(EMBEDDING, width) for width in [body.conv1.out_channels, *widths[:-1]])
+        self.level = nn.BatchNorm1d(2 * MARKS + sum(widths))
         self.head = _head(2 * MARKS + sum(widths) + context, sum(OUTPUTS[name] for name in outputs))
         edges = np.log10(1 + np.asarray(CLASS_EDGES, np.float64) - 0.5)
         self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
@@ -95,7 +100,8 @@ class DensityNetwork(nn.Module):
     def standardise(self, context: Tensor) -> None:
         """Take mean and covariance of the context of the chips to learn from, (n, context) float32."""
         self.center.copy_(context.mean(0))
-        self.spread.copy_(context.std(0).clamp_min(1e-3))
+        scatter = context.std(0)
+        self.spread.copy_(torch.where(scatter > CONSTANT, scatter, torch.inf))  # what never changed says nothing
         known = self._known(context).double()
         values, vectors = torch.linalg.eigh(known.T @ known / len(known))
         self.whitening.copy_(vectors / (values.clamp_min(0) + LEAST_VARIANCE).sqrt())
@@ -105,7 +111,9 @@ class DensityNetwork(nn.Module):
 
         The Mahalanobis distance (Lee et al. 2018, NeurIPS 31), where directions with next to no variance count less.
         """
-        return (self._known(context) @ self.whitening).square().mean(1).sqrt()
+        distance = (self._known(context) @ self.whitening).square().mean(1).sqrt()
+        changed = (torch.isinf(self.spread) & ((context - self.center).abs() > CHANGED)).any(1)
+        return torch.where(changed, torch.inf, distance)
 
     def _known(self, context: Tensor) -> Tensor:
         return ((context - self.center) / self.spread).clamp(-CONTEXT_LIMIT, CONTEXT_LIMIT)
@@ -121,13 +129,16 @@ class DensityNetwork(nn.Module):
         for stage, film in zip(self.stages, self.films, strict=True):
             features = stage(film(features, embedded))
             pools.append(_pooled(features))
-        return self._finish(self.head(torch.cat([*pools, known], dim=1)))
+        with torch.autocast(maps.device.type, enabled=False):  # half precision would round counts to 0.03 dex
+            pooled = self.level(torch.cat([pool.float() for pool in pools], dim=1))
+            return self._finish(self.head(torch.cat([pooled, known.float()], dim=1)))
 
     def _finish(self, raw: Tensor) -> Tensor:
         parts = split_outputs(raw, self.outputs)
         for name in ("star", "bright"):
             if name in parts:
-                parts[name] = torch.stack([parts[name][:, 0], parts[name][:, 1].clamp(*SCALES)], dim=1)
+                scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.sigmoid(parts[name][:, 1])
+                parts[name] = torch.stack([parts[name][:, 0], scale], dim=1)
         if "class" in parts and "star" in parts:
             parts["class"] = parts["class"] + class_log_probability(parts["star"], self.edges)
         return torch.cat([parts[name] for name in self.outputs], dim=1)
@@ -204,7 +215,7 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 def _head(width: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.BatchNorm1d(width)]
+    layers: list[nn.Module] = []
     for hidden in HIDDEN:
         layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(DROPOUT)]
         width = hidden

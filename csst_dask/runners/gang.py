@@ -22,7 +22,7 @@ from typing import Any
 from distributed import Client, Future, get_worker
 
 from csst_dask.errors import ConfigError
-from csst_dask.training.rank import LEASH, STOPPED, WRONG
+from csst_dask.training.rank import LEASH, STOPPED, TOLD, WRONG
 
 POLL = 0.25
 """Seconds between looks at a gang."""
@@ -178,8 +178,6 @@ def _settle(futures: list[Future], seconds: float) -> None:
     end = time.monotonic() + seconds
     while any(future.status == "pending" for future in futures) and time.monotonic() < end:
         time.sleep(POLL)
-        if all(future.status == "pending" for future in futures) and time.monotonic() > end - seconds / 2:
-            return
 
 
 def _signal(client: Client, gang: str, workers: Sequence[str], number: int) -> None:
@@ -243,8 +241,8 @@ def run_rank(gang: str, spec: str, rank: int, workers: list[str], host: str, por
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("["):
-                get_worker().log_event(gang, json.loads(line))
+            if line.startswith(TOLD):
+                get_worker().log_event(gang, json.loads(line.removeprefix(TOLD)))
             elif line.strip():
                 said.append(line.strip())
         status = process.wait()

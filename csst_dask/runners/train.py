@@ -14,7 +14,7 @@ from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import connect
 from csst_dask.runners.gang import train_gang
-from csst_dask.training.rank import STOPPED, WRONG, write_spec
+from csst_dask.training.rank import STOPPED, TOLD, WRONG, write_spec
 
 if TYPE_CHECKING:
     from csst_dask.training import FitResult
@@ -64,9 +64,11 @@ def train_network(
     if ranks == 1:
         split = samples.split(config.training.seed)
         return fit(task, samples, split, config.training, out, progress, data=data, command=command)
+    # fixed from the start: a gang that has lost a rank takes the same steps
+    settings = config.training.model_copy(update={"parts": config.training.parts or ranks})
     spec = write_spec(
         out / "rank.json", task=task, store=str(Path(store).resolve()), out=str(out),
-        config=config.training.model_dump(mode="json"), data=data, command=command,
+        config=settings.model_dump(mode="json"), data=data, command=command,
     )  # fmt: skip
     if config.training.launcher == "torchrun":
         run_torchrun(spec, ranks, config.training, progress)
@@ -113,8 +115,9 @@ def run_torchrun(spec: Path, ranks: int, config: TrainingConfig, progress: Progr
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if line.startswith("["):
-                    _pass_on(line, progress, said)
+                if line.startswith(TOLD):
+                    if progress:
+                        progress(*json.loads(line.removeprefix(TOLD)))
                 elif line.strip():
                     said.append(line.strip())
         except KeyboardInterrupt:
@@ -129,14 +132,3 @@ def run_torchrun(spec: Path, ranks: int, config: TrainingConfig, progress: Progr
         if any(f"exitcode  : {STOPPED} " in line for line in said):
             raise KeyboardInterrupt(text)
         raise RuntimeError(f"torchrun ended with exit status {process.returncode}: {text}")
-
-
-def _pass_on(line: str, progress: Progress | None, said: deque[str]) -> None:
-    """Progress of the first rank, or one of torchrun's own lines that starts alike."""
-    try:
-        told = json.loads(line)
-    except ValueError:
-        said.append(line.strip())
-        return
-    if progress:
-        progress(*told)

@@ -62,18 +62,3 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
             "folder, or delete it to start anew"
         )
     return state
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of torch's global generators that a training on ``device`` draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what `random_state` took; a GPU's state is left alone where the checkpoint has none."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -89,6 +89,8 @@ def fit(
     run, out = plan_run(task_named(task), samples, split, config, crowded), Path(out)
     state = load_checkpoint(out / "checkpoint.pt", run.fingerprint)
     if state and state["finished"]:
+        if inputs is None:
+            shutil.rmtree(out / "inputs", ignore_errors=True)
         return FitResult.from_folder(out, task)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with _threads(threads or max(1, (os.cpu_count() or 1) // local)), _watched() as stopping:

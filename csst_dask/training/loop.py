@@ -61,6 +61,8 @@ class Loop:
     """Steps of the epoch that are done."""
     total: float = 0.0
     """Sum of the losses of these steps."""
+    rate: float = 0.0
+    """Learning rate at the start of the epoch."""
     seconds: float = 0.0
     """Spent on these steps before the last start."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -84,6 +86,8 @@ class Loop:
         self._enter(state["stage"] if state else 0)
         if state:
             self._restore(state)
+            if self.ranks.first:
+                write_log(self.out / "log.csv", self.history)  # a kill may have come between checkpoint and log
         while self._more():
             self._epoch()
 
@@ -116,7 +120,7 @@ class Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
+        self.step, self.total, self.seconds, self.rate = (state[n] for n in ("step", "total", "seconds", "rate"))
         self.history, self.best = state["history"], state["best"]
 
     def save(self) -> None:
@@ -131,6 +135,7 @@ class Loop:
                 "step": self.step,
                 "total": self.total,
                 "seconds": self.seconds,
+                "rate": self.rate,
                 "module": self.module.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.state_dict(),
@@ -145,7 +150,8 @@ class Loop:
         """Train on what is left of an epoch, then validate."""
         run = self.run
         started, epoch = time.perf_counter() - self.seconds, len(self.history)
-        rate = self.optimiser.param_groups[0]["lr"]
+        if self.step == 0:
+            self.rate = float(self.optimiser.param_groups[0]["lr"])
         self._learn(epoch, started)
         self.statistics.average()
         loss, (validation, score) = self.total / run.steps, self._validate()
@@ -157,7 +163,7 @@ class Loop:
             )
         if run.recipe.schedule == "plateau":
             self.schedule.step(validation)
-        row = (epoch + 1, loss, validation, float(rate), time.perf_counter() - started, score)
+        row = (epoch + 1, loss, validation, self.rate, time.perf_counter() - started, score)
         self.history.append(dict(zip(LOG_COLUMNS, row, strict=True)) | {"stage": self.stage})
         if validation <= min(past["validation_loss"] for past in self.history):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.module.state_dict().items()}

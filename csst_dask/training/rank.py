@@ -1,7 +1,7 @@
 """One rank of a training as a process of its own: ``python -m csst_dask.training.rank SPEC.json``.
 
 Whatever starts it (a Dask worker, torchrun, srun) names the ranks in the environment, as torchrun does. The first rank
-tells its progress on standard output, one JSON object a line.
+tells its progress on standard output, a line at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ WRONG, STOPPED = 2, 130
 
 LEASH = "CSST_DASK_LEASH"
 """Set in the environment by a parent that holds the other end of standard input: the rank ends with it."""
+
+TOLD = "@progress "
+"""Starts a line of progress on standard output; what follows is JSON."""
 
 EVERY = 0.5
 """Least time between two lines of progress, s."""
@@ -76,7 +79,7 @@ class _Teller:
         now = time.monotonic()
         if now - self._last >= EVERY or step == steps:
             self._last = now
-            print(json.dumps([epoch, epochs, step, steps, loss]), flush=True)
+            print(TOLD + json.dumps([epoch, epochs, step, steps, loss]), flush=True)
 
 
 def _end_with_parent() -> None:

@@ -137,7 +137,8 @@ def load_pretrained(module: nn.Module, path: Path) -> None:
     channels = own["conv1.weight"].shape[1]
     state["conv1.weight"] = kernel.mean(1, keepdim=True).expand(-1, channels, -1, -1) * (kernel.shape[1] / channels)
     state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    expected = {name: tensor.shape for name, tensor in own.items() if not name.startswith("fc.")}
-    if {name: tensor.shape for name, tensor in state.items()} != expected:
+    left_out = ("fc.",), ("num_batches_tracked",)  # the head, and counters that older files lack
+    expected = {n: t.shape for n, t in own.items() if not n.startswith(left_out[0]) and not n.endswith(left_out[1])}
+    if {n: t.shape for n, t in state.items() if not n.endswith(left_out[1])} != expected:
         raise ConfigError(f"training.pretrained: {path} is not of the architecture of training.arch; name its weights")
     module.load_state_dict(state, strict=False)
