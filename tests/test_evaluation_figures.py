@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from csst_dask.evaluation import figures, figures_scores, judgement
-from csst_dask.evaluation.comparison import Architecture
+from csst_dask.evaluation.cost import Cost
 from csst_dask.evaluation.judged import Judged
 from csst_dask.schema import CLASS_EDGES, N_CLASSES, density_class
 
@@ -215,7 +215,9 @@ def test_the_page_shows_every_table_and_picture_that_it_writes(tmp_path, drawn):
     maps = {chip: np.eye(8) for chip in figures.near_edge(first)}
     path = judgement.write_judgement(
         {"Ours": first, "Paper's recipe": second}, tmp_path / "page", title="A title", notes=["A note."], maps=maps,
-        logs={"classifier": log}, architectures=[Architecture("alexnet", 0.9, 0.9, 61_000_000, 2.0, 500.0)],
+        logs={"classifier": log}, machine="Abacus",
+        costs=[Cost("Ours", of, "alexnet", 61_000_000, 2.0, 500.0, "cpu", 1, 32) for of in ("classifier", "regressor")],
+        others=[judgement.Comparison("Elsewhere", {"Ours": second.take(np.arange(60)), "more": first}, ["Why."])],
     )  # fmt: skip
     text = path.read_text()
     assert path == tmp_path / "page" / "evaluation.md"
@@ -225,7 +227,11 @@ def test_the_page_shows_every_table_and_picture_that_it_writes(tmp_path, drawn):
     shown = set(re.findall(r"\((\w+\.png)\)", text)) | set(re.findall(r"`(\w+\.csv)`", text))
     assert written - {"selective_curve.csv"} == shown
     assert {"near_edge.png", "losses.png", "table4.csv", "table5.csv", "differences.csv"} <= shown
-    assert "classes_paper_s_recipe.csv" in shown
+    assert {"classes_paper_s_recipe.csv", "elsewhere_methods.csv", "table5_reweighted.csv", "budget.csv"} <= shown
+    assert "Abacus" in text
+    four = pd.read_csv(path.parent / "table4.csv").iloc[0]
+    assert (four["method"], four["model"], four["ms_per_image"]) == ("Ours", "AlexNet", 2.0)
+    assert four["accuracy_percent"] == pytest.approx(100 * first.right.mean(), rel=1e-5)
     assert re.search(r"\| Ours \| 120 \| 0\.\d+ ± 0\.\d+ \|", text)
     assert pd.read_csv(path.parent / "methods.csv")["accuracy"].iloc[0] == pytest.approx(first.right.mean(), rel=1e-5)
     for row in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csst_dask.evaluation.dataset import PUBLISHED
@@ -71,6 +71,7 @@ def test_some_chips_by_place_or_by_choice():
         ({"n_star": [0, -1, 3]}, "1 of 3 chips have no true star count"),
         ({"density_class": [0, 2, 6]}, "predicted classes run from 0 to 6; expected 0 to 5"),
         ({"density_class": [-1, 2, 5]}, "leave out chips without a prediction"),
+        ({"star_lower": [2.0, 5.0, np.nan], "star_upper": [1.0, 6.0, 7.0]}, "1 of 3 chips have star_lower above"),
         ({"bright_lower": [2.0, 5.0, np.nan]}, "1 of 3 chips have bright_lower above bright_upper"),
     ],
 )
@@ -105,6 +106,7 @@ def test_chips_of_a_store_without_truth_or_prediction_are_left_out():
         Judged.from_datasets(scalars, full.isel(chip=slice(3)))
 
 
+@settings(deadline=None)
 @given(classes=CLASSES)
 def test_published_weights_give_the_published_shares(classes):
     classes = np.array(classes)

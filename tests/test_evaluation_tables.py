@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csst_dask.evaluation import comparison, formatting, tables, trust
+from csst_dask.evaluation import budget, comparison, formatting, tables, trust
 from csst_dask.evaluation.dataset import PUBLISHED
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.scores import class_scores, dex_scores, mean_scores
@@ -41,6 +41,8 @@ def chips(n: int = 300, seed: int = 0, spread: float = 0.15, fields: int = 60) -
         density_class=called,
         class_probability=chance / chance.sum(axis=1, keepdims=True),
         log_star=log_star,
+        star_lower=np.maximum(10 ** (log_star - 1.645 * spread) - 1, 0),
+        star_upper=10 ** (log_star + 1.645 * spread) - 1,
         log_bright=log_bright,
         bright_lower=np.maximum(10 ** (log_bright - 1.645 * spread) - 1, 0),
         bright_upper=10 ** (log_bright + 1.645 * spread) - 1,
@@ -54,7 +56,8 @@ def perfect(n: int = 200) -> Judged:
     return Judged.build(
         band=judged.band, field=judged.field, n_star=judged.n_star, n_bright=judged.n_bright,
         density_class=judged.true_class, class_probability=np.eye(N_CLASSES)[judged.true_class],
-        log_star=judged.true_log_star, log_bright=judged.true_log_bright, bright_lower=judged.n_bright,
+        log_star=judged.true_log_star, star_lower=judged.n_star, star_upper=judged.n_star,
+        log_bright=judged.true_log_bright, bright_lower=judged.n_bright,
         bright_upper=judged.n_bright,
     )  # fmt: skip
 
@@ -67,13 +70,18 @@ def every_table(judged: Judged) -> dict[str, pd.DataFrame]:
         "bright": tables.count_table(judged, "bright", FEW),
         "star": tables.count_table(judged, "star", FEW),
         "edge": tables.edge_table(judged, FEW),
-        "interval": trust.interval_table(judged, FEW),
+        "interval": trust.interval_table(judged, draws=FEW),
         "probability": trust.probability_table(judged, FEW),
         "reliability": trust.reliability_table(judged, FEW),
         "route": trust.route_table(judged, FEW),
         "selective": trust.selective_table(judged, FEW),
         "curve": trust.selective_curve(judged),
+        "interval_star": trust.interval_table(judged, "star", FEW),
+        "bands": tables.band_table(judged, FEW),
+        "budget": budget.budget_table(judged, FEW),
+        "components": budget.variance_components(judged),
         "methods": comparison.compare_methods({"one": judged}, FEW),
+        "methods_bright": comparison.compare_counts({"one": judged}, draws=FEW),
     }
 
 
@@ -87,7 +95,8 @@ def test_perfect_predictions_score_one_and_err_by_zero():
     for name in ("bright", "star"):
         assert (found[name][["mae", "mse", "rmse", "bias"]] == 0).all(axis=None)
         assert (found[name].loc[found[name]["by"] == "all", "r2"] == 1).all()
-    np.testing.assert_allclose(found["interval"]["coverage"], 1)
+    for name in ("interval", "interval_star"):
+        np.testing.assert_allclose(found[name]["coverage"], 1)
     np.testing.assert_allclose(found["probability"][["brier", "nll", "ece"]], 0, atol=1e-12)
     assert found["reliability"]["chips"].tolist() == [0] * 9 + [200]
 
@@ -244,7 +253,7 @@ def test_exact_quantiles_cover_their_share(level):
     rng = np.random.default_rng(4)
     truth = rng.permutation(np.arange(1, 2001))
     low, high = np.quantile(truth, [(1 - level) / 2, (1 + level) / 2])
-    row = trust.interval_table(intervals(truth, np.full(2000, low), np.full(2000, high)), FEW).iloc[0]
+    row = trust.interval_table(intervals(truth, np.full(2000, low), np.full(2000, high)), draws=FEW).iloc[0]
     assert row["coverage"] == pytest.approx(level, abs=1e-3)
     assert row["below"] == pytest.approx((1 - level) / 2, abs=1e-3)
     assert row["coverage"] + row["below"] + row["above"] == pytest.approx(1)
@@ -320,13 +329,77 @@ def test_published_values_stand_beside_the_measured_ones():
     assert table.loc[0, ["accuracy_percent", "accuracy_percent_published"]].tolist() == [95, 98.83]
     assert table.loc[0, ["parameters_million", "memory_mb_published"]].tolist() == [21.3, 1124]
     assert math.isnan(table.loc[1, "ms_per_image_published"])
-    five = comparison.performance_table(perfect(), FEW)
-    assert five["accuracy_or_mae"].tolist() == ["100.00 ± 0.00 %"] * 6 + ["0.0000 ± 0.0000"]
-    assert five["recall_or_rmse_published"].tolist()[3:] == ["97.90 %", "99.19 %", "99.62 %", "0.1333"]
+    five = comparison.performance_table(perfect(), draws=FEW)
+    assert five["accuracy_or_mae"].tolist() == ["100.00 ± 0.00 %"] * 7 + ["0.0000 ± 0.0000"]
+    assert five["recall_or_rmse_published"].tolist()[3:] == ["97.90 %", "99.19 %", "99.62 %", "", "0.1333"]
+    assert five["f1_or_r2_published"].tolist()[6:] == ["96.27 %", "0.9076"]
     # F1 follows from precision and recall as printed
     for precision, recall, f1 in comparison.PUBLISHED_CLASSES:
         assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=1.5e-4)
     assert math.sqrt(comparison.PUBLISHED_DEX["mse"]) == pytest.approx(comparison.PUBLISHED_DEX["rmse"], abs=2e-4)
+
+
+def test_reweighted_tables_hold_the_reweighted_scores():
+    judged = chips()
+    scores = {name: class_scores(judged, name, FEW) for name in ("flat", "published")}
+    dex = dex_scores(judged, judged.true_log_bright, judged.log_bright, "published", FEW)
+    five = comparison.performance_table(judged, "published", FEW)
+    assert five["accuracy_or_mae"][6].startswith(f"{100 * scores['published']['accuracy'][0]:.2f} ±")
+    assert five["accuracy_or_mae"][7].startswith(f"{dex['mae'][0]:.4f} ±")
+    assert scores["flat"]["accuracy"][0] != pytest.approx(scores["published"]["accuracy"][0], abs=1e-4)
+    row = comparison.compare_methods({"one": judged}, FEW).iloc[0]
+    assert row["accuracy_reweighted"] == pytest.approx(scores["published"]["accuracy"][0])
+    assert row["macro_f1_reweighted"] == pytest.approx(scores["published"]["macro_f1"][0])
+
+
+def counting(judged: Judged, log_bright, n_bright=None) -> Judged:
+    """The same chips with other counts."""
+    return Judged.build(
+        band=judged.band, field=judged.field, n_star=judged.n_star, density_class=judged.density_class,
+        n_bright=judged.n_bright if n_bright is None else n_bright, log_bright=log_bright,
+    )  # fmt: skip
+
+
+def test_only_chips_that_all_methods_counted_compare_them():
+    judged = chips()
+    error = np.where(np.arange(len(judged)) % 3 == 0, 0.5, 0.1)  # every third chip is hard
+    every = counting(judged, judged.true_log_bright + error)
+    shy = counting(judged, np.where(error > 0.2, np.nan, judged.true_log_bright + error))
+    silent = counting(judged, np.full(len(judged), np.nan))
+    methods = {"every": every, "shy": shy, "silent": silent, "elsewhere": every.take(np.arange(50))}
+    table = comparison.compare_counts(methods, draws=FEW).set_index("method")
+    assert table.loc["every", "mae"] > 0.2 > table.loc["shy", "mae"]  # the same skill, though
+    np.testing.assert_allclose(table.loc[["every", "shy"], "mae_common"], 0.1)
+    assert table["common"].tolist() == [200, 200, 0, 0]
+    np.testing.assert_allclose(table["counted"], [1, 2 / 3, 0, 1])
+    assert table.loc[["silent", "elsewhere"], "mae_common"].isna().all()
+
+
+def test_unknown_numbers_of_bright_stars_are_left_out_of_every_score_of_them():
+    judged = chips()
+    unknown = np.arange(len(judged)) % 4 == 0
+    part = counting(judged, judged.log_bright, np.where(unknown, -1, judged.n_bright))
+    other = counting(judged.take(~unknown), judged.log_bright[~unknown])
+    one, two = (comparison.compare_counts({"a": which}, draws=FEW).iloc[0] for which in (part, other))
+    assert one[["known", "counted", "mae", "mae_common", "r2"]].tolist() == pytest.approx(
+        two[["known", "counted", "mae", "mae_common", "r2"]].tolist()
+    )
+    case = tables.bypass_table(part).set_index("case")["chips"]
+    assert case["counted, true number unknown"] == (unknown & np.isfinite(judged.log_bright)).sum()
+
+
+def test_intervals_of_all_stars_are_judged_by_all_stars():
+    n = 1000
+    n_star = np.random.default_rng(0).integers(1, 10**5, n)
+    low, high = np.quantile(n_star, [0.05, 0.95])
+    judged = Judged.build(
+        band=["g"] * n, n_star=n_star, density_class=density_class(n_star), n_bright=np.zeros(n),
+        star_lower=np.full(n, low), star_upper=np.full(n, high), field=np.arange(n),
+    )  # fmt: skip
+    table = trust.interval_table(judged, "star", FEW)
+    assert table["coverage"][0] == pytest.approx(0.9, abs=2e-3)
+    assert set(table["by"]) == {"all", "band", "class"}
+    assert trust.interval_table(judged, "bright", FEW)["chips"].tolist() == [0, 0]
 
 
 def test_methods_that_give_little_have_tables_with_gaps():

@@ -10,8 +10,11 @@ from csst_dask.cli import app
 from csst_dask.config import build_config
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.judged import Judged
+from csst_dask.evaluation.page import EXTRACTION, TREES
+from csst_dask.evaluation.truth import Truth
+from csst_dask.runners import evaluate
 from csst_dask.runners.chips import simulate_to_store
-from csst_dask.runners.evaluate import Truth, judge_store, judge_weights
+from csst_dask.runners.evaluate import judge_store, judge_weights
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.predict import predict_survey
 from csst_dask.simulation.product import chip_key
@@ -19,16 +22,16 @@ from csst_dask.simulation.survey import plan_survey
 from csst_dask.store import predictions
 from csst_dask.store.survey import open_scalars
 
-EXPOSURES = 48
+EXPOSURES, SEED = 48, 3
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> str:
-    """Chips of small frames that keep their pixels; six levels of density, in fields far from each other."""
+    """Chips of small frames that keep their pixels; four levels of density, in fields far from each other."""
     path = str(tmp_path_factory.mktemp("judged") / "survey.zarr")
     simulation = {
         "seed": 5, "region": "mixed", "exposures": EXPOSURES, "detectors": (8, 9), "trails": False, "galaxies": False,
-        "star_counts": tuple(np.tile((6e4, 4e5, 2e6, 6e6), EXPOSURES // 4)),
+        "star_counts": tuple(np.tile((6e4, 2e5, 6e5, 1.5e6), EXPOSURES // 4)),
     }  # fmt: skip
     config = build_config({"simulation": simulation, "ingest": {"frame": FRAME, "chunks": CHUNKS}}, "test")
     chips = {chip_key(e, d): (e, d) for e in plan_survey(config.simulation) for d in e.detectors}
@@ -48,47 +51,96 @@ def test_the_judgement_is_of_what_predict_writes(client, store, weights, config)
     judged = judge_weights(client, Truth.open(store), config, weights)
     predict_survey(client, store, config)
     again = Judged.from_datasets(open_scalars(store), predictions.read(store).load())
-    for name in ("band", "n_star", "n_bright", "density_class", "log_bright", "bright_lower", "bright_upper", "route"):
+    for name in (
+        "band",
+        "n_star",
+        "n_bright",
+        "density_class",
+        "log_star",
+        "star_lower",
+        "log_bright",
+        "bright_lower",
+        "bright_upper",
+        "route",
+    ):
         np.testing.assert_array_equal(getattr(judged, name), getattr(again, name), err_msg=name)
     np.testing.assert_allclose(judged.class_probability, again.class_probability)
 
 
-def test_parts_of_a_store_are_apart(store):
-    truth = Truth.open(store)
-    parts = {which: truth.part(which, 0) for which in ("all", "test", "random-test")}
-    assert len(parts["all"].rows) == 2 * EXPOSURES
-    fields = set(parts["test"].column("field"))
-    rest = np.setdiff1d(truth.rows, parts["test"].rows)
-    assert 0 < len(parts["test"].rows) < len(truth.rows) / 4
-    assert not fields & set(truth.scalars["field"].values[rest].tolist())
-    assert len(parts["random-test"].rows) == round(0.1 * 2 * EXPOSURES)
-    assert (parts["random-test"].rows != truth.part("random-test", 1).rows).any()
+@pytest.fixture(scope="module")
+def trained(store, weights, tmp_path_factory):
+    """The same networks, whose weights record a split of this store."""
+    from csst_dask.models import load_weights, save_weights
+    from csst_dask.training import load_samples
+    from csst_dask.training.samples import record_split
+
+    folder, samples = tmp_path_factory.mktemp("trained") / weights.name, load_samples(store)
+    record = {"split": record_split(samples, samples.split(SEED), SEED)}
+    for task in ("classifier", "regressor"):
+        model = load_weights(weights / f"{task}.safetensors", task)
+        save_weights(model.module, folder / f"{task}.safetensors", model.metadata | record)
+    return folder, samples.split(SEED)
 
 
-def test_networks_and_baselines_stand_in_one_table(client, store, weights, config, tmp_path):
-    page = judge_store(client, store, tmp_path / "out", config, [weights], baselines=store)
+def test_networks_and_baselines_are_judged_on_the_test_chips_that_the_weights_record(
+    client, store, trained, config, tmp_path, monkeypatch
+):
+    folder, split = trained
+    monkeypatch.setattr(evaluate, "_network_costs", lambda *_: [])
+    monkeypatch.setattr("csst_dask.evaluation.trees.LEAST_CHIPS", 5)
+    page = judge_store(
+        client, store, tmp_path / "out", config, [folder], part="test", baselines=store, least_pixels=len(split.test)
+    )
     text = page.read_text()
-    for name in (weights.name, "trees and SVM", "source extraction"):
-        assert name in text
+    compared = pd.read_csv(page.parent / "methods.csv")
+    assert compared["method"].tolist() == [folder.name, TREES, EXTRACTION]
+    assert compared["chips"].tolist() == [len(split.test)] * 3
+    assert f"(split seed {SEED})" in text
+    rest = 2 * EXPOSURES - len(split.test)
+    assert text.count(f"{rest} chips; {len(split.test)} within 1.5 deg of judged chips were dropped") == 2
     assert "CPU s a chip" in text
-    compared = pd.read_csv(next((tmp_path / "out").glob("*method*.csv")))
-    assert len(compared) == 3
+    bright = pd.read_csv(page.parent / "methods_bright.csv").set_index("method")
+    assert bright["common"].nunique() == 1
+    errors = bright["mae_common"]
+    assert (errors[[TREES, EXTRACTION]] < 0.5 * errors[folder.name]).all()  # the networks were never trained
+    costs = pd.read_csv(page.parent / "costs.csv").set_index("method")
+    assert (costs[["ms_per_image", "memory_mb"]] > 0).all(axis=None)
+    assert costs.loc[TREES, "parameters"] > 1000
+    assert set(pd.read_csv(page.parent / "table4.csv")["method"]) == {TREES, EXTRACTION}
 
 
-def test_baselines_learn_something(client, store, weights, config):
-    """Counting sources beats networks that were never trained."""
-    from csst_dask.runners.evaluate import judge_classical, judge_trees
+def test_stores_with_pixels_are_a_comparison_of_their_own_and_what_cannot_run_is_explained(
+    client, store, weights, trained, config, tmp_path, monkeypatch
+):
+    seen = []
+    original = evaluate.Truth.apart_from
 
-    truth = Truth.open(store).part("test", 0)
-    errors = {}
-    untrained = judge_weights(client, truth, config, weights)
-    errors["untrained"] = np.nanmean(np.abs(untrained.log_bright - untrained.true_log_bright))
-    trees = judge_trees(client, Truth.open(store), truth, config)
-    errors["trees"] = np.nanmean(np.abs(trees.log_bright - trees.true_log_bright))
-    found = judge_classical(client, Truth.open(store), truth)
-    if found is not None:
-        errors["classical"] = np.nanmean(np.abs(found[0].log_bright - found[0].true_log_bright))
-    assert all(errors[name] < 0.5 * errors["untrained"] for name in errors.keys() - {"untrained"}), errors
+    def watch(self, others, separation):
+        seen.append((self, others, original(self, others, separation)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(evaluate.Truth, "apart_from", watch)
+    page = judge_store(
+        client, store, tmp_path / "out", config, [trained[0]], pixel_stores=(store, store), least_pixels=1, costs=False
+    )
+    (learning, judged, kept), *_ = seen
+    assert len(kept) == len(learning) - len(judged)
+    assert not set(kept.column("field")) & set(judged.column("field"))
+    text = page.read_text()
+    assert "## On chips that keep their pixels: survey" in text
+    table = next(page.parent.glob("on_chips_that_keep*methods.csv"))
+    assert pd.read_csv(table)["method"].tolist() == [trained[0].name, EXTRACTION]
+    assert len(pd.read_csv(page.parent / "table5.csv")) == 8
+    page = judge_store(client, store, tmp_path / "why", config, [weights], baselines=store, costs=False)
+    text = page.read_text()
+    assert f"No {TREES}: they would learn from survey.zarr, 0 chips" in text
+    assert "it needs at least 200" in text
+    assert "do not record what they learned from" in text
+
+
+def test_weights_without_a_record_have_no_test_chips(client, store, weights, config, tmp_path):
+    with pytest.raises(ConfigError, match="do not record which chips were their test chips"):
+        judge_store(client, store, tmp_path, config, [weights], part="test")
 
 
 def test_the_command_refuses_what_it_cannot_do(store, tmp_path, weights):
@@ -96,6 +148,8 @@ def test_the_command_refuses_what_it_cannot_do(store, tmp_path, weights):
     result = CliRunner().invoke(app, [*words, "--dataset", "--weights", str(weights)])
     assert result.exit_code == 2
     assert "judges nothing" in result.output
+    assert CliRunner().invoke(app, [*words, "--dataset", "--pixel-stores", store, store]).exit_code == 2
+    assert CliRunner().invoke(app, [*words, "--part", "random-test"]).exit_code == 2
     empty = str(tmp_path / "empty.zarr")
     from csst_dask.store.survey import create_survey
 

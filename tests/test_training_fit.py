@@ -11,7 +11,7 @@ from csst_dask.models import load_weights
 from csst_dask.training import Samples, Split
 from csst_dask.training import fit as fit_anywhere
 
-CONFIG = TrainingConfig(arch="resnet18", epochs=2, batch=8, learning_rate=1e-3, seed=3)
+CONFIG = TrainingConfig(arch="resnet18", context_epochs=1, epochs=1, batch=8, learning_rate=1e-3, seed=3)
 SPLIT = Split(np.arange(0, 24), np.arange(24, 32), np.arange(32, 40))
 
 
@@ -42,7 +42,7 @@ def samples():
 
 @pytest.fixture(scope="module")
 def whole(samples, tmp_path_factory):
-    """An uninterrupted training of the regressor, which also draws dropout."""
+    """An uninterrupted training of the regressor, which also draws noise on the context."""
     out = tmp_path_factory.mktemp("whole")
     calls = []
     result = fit("regressor", samples, SPLIT, CONFIG, out, lambda *c: calls.append(c), threads=1)
@@ -53,9 +53,12 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(samples, whole, tmp_path):
+@pytest.mark.parametrize("moment", [(1, 1), (2, 1)])
+def test_a_killed_training_goes_on_to_the_same_weights(samples, whole, tmp_path, moment):
+    """Killed while it learns from the context alone, and with the maps."""
+
     def kill(epoch, epochs, step, steps, loss):
-        if (epoch, step) == (2, 1):
+        if (epoch, step) == moment:
             raise Killed
 
     with pytest.raises(Killed):
@@ -63,7 +66,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(samples, whole, tmp_path)
     torch.rand(7)  # the state of the caller's generator does not matter
     calls = []
     result = fit("regressor", samples, SPLIT, CONFIG, tmp_path, lambda *c: calls.append(c), threads=1)
-    assert {call[0] for call in calls} == {2}
+    assert {call[0] for call in calls} == set(range(moment[0], 3))
     assert result.metrics == whole[1].metrics
     assert result.weights.read_bytes() == whole[1].weights.read_bytes()
 
@@ -107,14 +110,16 @@ def test_the_weights_know_what_they_are(whole, samples):
     model = load_weights(whole[1].weights, "regressor")
     assert (model.inputs, model.metadata["outputs"]) == ("maps", ["class", "star", "bright"])
     assert model.bands == ("g", "i")
+    assert model.metadata["split"]["kind"] == "field"
     assert model.metadata["residual_quantiles"]["n"] == 7  # validation chips below class 5
     assert model.metadata["training"]["chips"] == {"train": 21, "validation": 7, "test": 7}
 
 
 def test_the_classifier_learns(samples, tmp_path):
-    config = CONFIG.model_copy(update={"epochs": 6, "learning_rate": 3e-3})
-    value, _ = fit("classifier", samples, SPLIT, config, tmp_path, threads=1).metrics["accuracy"]
-    assert value >= 0.5  # the commonest class would give 0.25
+    config = CONFIG.model_copy(update={"arch": None, "context_epochs": 60})
+    result = fit("classifier", samples, SPLIT, config, tmp_path, threads=1)
+    assert load_weights(result.weights).metadata["arch"] == "perceptron"
+    assert result.metrics["accuracy"][0] >= 0.7  # the commonest class would give 0.25
 
 
 def test_global_state_is_left_alone(samples, tmp_path):
@@ -135,7 +140,8 @@ def test_the_paper_recipe_trains_on_its_own_inputs_with_class_five_if_asked(samp
 
 
 def test_training_stops_when_validation_rests(samples, tmp_path):
-    config = CONFIG.model_copy(update={"epochs": 30, "learning_rate": 1e-12, "patience": 1, "bands": ("g",)})
+    few = {"recipe": "paper", "epochs": 30, "learning_rate": 1e-12, "patience": 1, "bands": ("g",)}
+    config = CONFIG.model_copy(update=few)
     assert fit("classifier", samples, SPLIT, config, tmp_path, threads=1).epochs < 30
 
 

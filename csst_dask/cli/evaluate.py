@@ -26,7 +26,6 @@ class Part(StrEnum):
 
     all = "all"
     test = "test"
-    random_test = "random-test"
 
 
 @app.command()
@@ -38,12 +37,25 @@ def evaluate(
         typer.Option("--weights", help="Folder of two networks; give several to compare.", show_default="shipped"),
     ] = None,
     part: Annotated[
-        Part, typer.Option("--part", help="All chips, the test fields of the split by field, or a tenth at random.")
+        Part,
+        typer.Option("--part", help="All chips on sky that was not learned from, or the weights' own test chips."),
     ] = Part.all,
     baselines: Annotated[
         str | None,
         typer.Option("--baselines", help="Store that the baselines learn from.", show_default="none"),
     ] = None,
+    pixel_stores: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--pixel-stores",
+            metavar="LEARN JUDGE",
+            show_default="none",
+            help="Stores that keep pixels, for source extraction: to calibrate with, and to judge all methods on.",
+        ),
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost/--no-cost", help="Measure parameters, time and memory of every method.")
+    ] = True,
     dataset: Annotated[
         bool, typer.Option("--dataset", help="Describe the data set from its truth instead; needs no weights.")
     ] = False,
@@ -53,8 +65,10 @@ def evaluate(
     workers: WorkersOption = None,
 ) -> None:
     """Judge networks on the chips of a store that have truth, in the tables and figures of the paper."""
-    if dataset and (weights or baselines or part is not Part.all):
-        raise ConfigError("--dataset describes a store and judges nothing; leave out --weights, --baselines, --part")
+    if dataset and (weights or baselines or pixel_stores or part is not Part.all):
+        raise ConfigError(
+            "--dataset describes a store and judges nothing; leave out --weights, --baselines, --pixel-stores, --part"
+        )
     if dataset:
         describe(store, out)
         return
@@ -63,8 +77,8 @@ def evaluate(
     chosen = configure(config, scheduler, scheduler_file, workers)
     with connected(chosen) as (client, stages):
         page = judge_store(
-            client, store, out.resolve(), chosen, [*weights] if weights else [None], which=part.value,
-            baselines=baselines, stages=stages,
+            client, store, out.resolve(), chosen, [*weights] if weights else [None], part=part.value,
+            baselines=baselines, pixel_stores=pixel_stores, costs=cost, stages=stages,
         )  # fmt: skip
     console.print(f"evaluation: {page}", highlight=False, soft_wrap=True, markup=False)
 

@@ -72,7 +72,10 @@ def train(
     scheduler_file: SchedulerFileOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Train a network from a store with truth; called again it goes on from its last checkpoint."""
+    """Train a network from a store with truth; called again it goes on from its last checkpoint.
+
+    The folder receives log.csv with losses, validation score and learning rate of every epoch.
+    """
     from csst_dask.runners.train import train_network
 
     chosen = configure(
@@ -109,19 +112,28 @@ def train(
 def tune(
     task: Annotated[Kind, typer.Argument(help="Which network.")],
     store: StoreOption,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trainings in all, over every call.")],
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Finished or pruned trials in all, over every call.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the study and its best settings.")],
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How to train.", show_default="csst")] = None,
     arch: Annotated[
         str | None, typer.Option("--arch", help="Architecture, such as resnet34.", show_default=False)
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes of a trial.", show_default="15")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs", help="Passes of a trial; with pretrained weights training.stage_epochs.", show_default="15"
+        ),
+    ] = None,
     config: ConfigOption = None,
     scheduler: SchedulerOption = None,
     scheduler_file: SchedulerFileOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Search for learning rates and loss weights with Optuna; called again it goes on."""
+    """Search for rates, layer multipliers and loss weights with Optuna; called again it goes on.
+
+    The folder receives the study and best.yaml, with which `csst-dask train TASK --config best.yaml` repeats the best
+    trial. A worker trains one trial at a time, with its share of the cores.
+    """
     from csst_dask.runners.tune import tune_network
 
     chosen = configure(
@@ -130,8 +142,15 @@ def tune(
     )  # fmt: skip
     with connected(chosen) as (client, stages):
         found = tune_network(client, task.value, store, trials, out.resolve(), chosen, *stages("tune"))
-    console.print(found)
-    console.print(f"settings: {out / 'best.yaml'}", highlight=False, soft_wrap=True, markup=False)
+    measure = "accuracy" if task is Kind.classifier else "mean absolute error, dex"
+    lines = [
+        f"{found['trials']} trials, {found['pruned']} of them pruned; {found['failed']} failed",
+        f"best {measure}: {found['score']:.4f} on the validation chips",
+        *(f"  {name}: {value}" for name, value in found["settings"].items()),
+        f"settings: {out / 'best.yaml'}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -142,7 +161,10 @@ def export(
         str, typer.Option("--inputs", help="Kind of network inputs: paper-point, paper-area or maps.")
     ] = "paper-point",
 ) -> None:
-    """Write preprocessed chips with truth as .pt files that torch.load reads; called again it goes on."""
+    """Write preprocessed chips with truth as .pt files that torch.load reads; called again it goes on.
+
+    The folder holds one export: other chips or another kind of inputs need another folder.
+    """
     from csst_dask.training.exchange import export_samples
     from csst_dask.training.samples import load_samples
 

@@ -151,8 +151,11 @@ class TrainingConfig(Section):
     recipe: Literal["paper", "csst"] = "csst"
     """Which inputs, augmentation and schedule."""
     arch: str | None = None
-    """Architecture; by default ResNet-34 for the classifier and ResNet-50 for the regressor."""
+    """Architecture; by default a perceptron for csst, ResNet-34 and ResNet-50 for the paper's two networks."""
     epochs: int = Field(15, ge=1)
+    context_epochs: int = Field(250, ge=0)
+    """Epochs in which the networks of recipe csst learn from band, noise and statistics alone: all of a perceptron,
+    and those of other architectures before ``epochs`` with maps."""
     batch: int = Field(32, ge=2)
     """Chips per step."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -186,5 +189,8 @@ class TrainingConfig(Section):
     patience: int = Field(15, ge=1)
     """Epochs without a better validation loss before training stops."""
     seed: int = Field(0, ge=0)
+    split: Literal["field", "random"] = "field"
+    """How chips are divided into sets: so that no patch of sky is in two of them, or at random as in the paper, for
+    comparison with it only."""
     bands: tuple[str, ...] = BANDS
     """Bands to learn from."""

@@ -254,6 +254,7 @@ def plot_near_edge(judged: Judged, maps: Maps, path: Path) -> None:
         axes[0].set_axis_off()
     for axis, chip, letter in zip(axes, chips, "abc", strict=False):
         axis.imshow(log_stretch(maps[chip]), origin="lower", cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_anchor("S")  # the title needs the room above
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         true, called = int(judged.true_class[chip]), int(judged.density_class[chip])

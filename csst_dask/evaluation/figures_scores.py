@@ -227,7 +227,15 @@ def plot_error_budget(budget: pd.DataFrame, path: Path, total: pd.Series | None 
         left = place - 0.4 + i * width
         colour, hatch = SERIES[i % len(SERIES)][0], ("", "////", "....", "\\\\\\\\", "xxxx", "----")[i % 6]
         axis.bar(
-            left, budget[name], 0.92 * width, align="edge", color=colour, ec="white", hatch=hatch, lw=0, label=name
+            left,
+            budget[name],
+            0.92 * width,
+            align="edge",
+            color=colour,
+            ec="white",
+            hatch=hatch,
+            lw=0,
+            label=str(name).replace("_", " "),
         )
     if total is not None:
         values = total.reindex(budget.index)

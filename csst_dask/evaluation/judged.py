@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.schema import N_CLASSES, density_class
 
-FLOATS = ("log_star", "log_bright", "bright_lower", "bright_upper")
+FLOATS = ("log_star", "star_lower", "star_upper", "log_bright", "bright_lower", "bright_upper")
 """What a method need not give: NaN."""
 
 
@@ -40,6 +40,10 @@ class Judged:
     """Predicted class, 0 to 5."""
     log_star: NDArray[np.float64]
     """Predicted log10(1 + stars), dex; NaN where the method gives none."""
+    star_lower: NDArray[np.float64]
+    """Lower bound of the stars on the chip; NaN where there is none."""
+    star_upper: NDArray[np.float64]
+    """Upper bound; may be infinite."""
     log_bright: NDArray[np.float64]
     """Predicted log10(1 + bright stars), dex; NaN where bypassed."""
     bright_lower: NDArray[np.float64]
@@ -63,8 +67,9 @@ class Judged:
                 f"predicted classes run from {self.density_class.min()} to {self.density_class.max()}; expected 0 to "
                 f"{N_CLASSES - 1}: leave out chips without a prediction"
             )
-        if crossed := int((self.bright_lower > self.bright_upper).sum()):
-            raise ValueError(f"{crossed} of {n} chips have bright_lower above bright_upper; were they swapped?")
+        for of in ("star", "bright"):
+            if crossed := int((getattr(self, f"{of}_lower") > getattr(self, f"{of}_upper")).sum()):
+                raise ValueError(f"{crossed} of {n} chips have {of}_lower above {of}_upper; were they swapped?")
 
     @classmethod
     def build(
@@ -106,10 +111,7 @@ class Judged:
             band=_words(band),
             field=_words(empty if field is None else field),
             route=_words(empty if route is None else route),
-            log_star=np.asarray(floats.get("log_star", nothing), np.float64),
-            log_bright=np.asarray(floats.get("log_bright", nothing), np.float64),
-            bright_lower=np.asarray(floats.get("bright_lower", nothing), np.float64),
-            bright_upper=np.asarray(floats.get("bright_upper", nothing), np.float64),
+            **{name: np.asarray(floats.get(name, nothing), np.float64) for name in FLOATS},
         )
 
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +12,18 @@ import pandas as pd
 from csst_dask.evaluation.comparison import (
     Architecture,
     architecture_table,
+    compare_counts,
     compare_methods,
     method_differences,
     performance_table,
 )
-from csst_dask.evaluation.figures import (
-    Maps,
-    near_edge,
-    plot_confusion,
-    plot_losses,
-    plot_near_edge,
-    plot_star_counts,
-)
-from csst_dask.evaluation.figures_scores import plot_predicted_counts, plot_reliability
-from csst_dask.evaluation.formatting import markdown_table
+from csst_dask.evaluation.cost import Cost
+from csst_dask.evaluation.figures import Maps, plot_losses
 from csst_dask.evaluation.judged import Judged
-from csst_dask.evaluation.scores import DRAWS
-from csst_dask.evaluation.tables import bypass_table, class_table, count_table, edge_table, overall_table, parts
-from csst_dask.evaluation.trust import (
-    interval_table,
-    probability_table,
-    reliability_table,
-    route_table,
-    selective_curve,
-    selective_table,
-)
+from csst_dask.evaluation.page import Page, check_names, slug
+from csst_dask.evaluation.scores import DRAWS, class_scores
+from csst_dask.evaluation.sections import show_budget, show_classes, show_counts, show_other, show_trust
+from csst_dask.evaluation.tables import parts
 from csst_dask.evaluation.weighting import WEIGHTINGS, weigh
 
 ERRORS = (
@@ -46,33 +33,13 @@ ERRORS = (
 )
 
 
-class Page:
-    """A Markdown page that stores each table as CSV and each picture as PNG beside it."""
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Several methods judged on chips of their own."""
 
-    def __init__(self, out: Path, title: str) -> None:
-        self.out = out
-        self.lines = [f"# {title}", ""]
-        out.mkdir(parents=True, exist_ok=True)
-
-    def say(self, *paragraphs: str) -> None:
-        """Add paragraphs, or headings."""
-        self.lines += [line for text in paragraphs for line in (text, "")]
-
-    def show(self, name: str, table: pd.DataFrame, how: str) -> None:
-        """Add a sentence on how to read a table, and the table."""
-        table.to_csv(self.out / f"{name}.csv", index=False, float_format="%.6g")
-        self.lines += [f"{how} (`{name}.csv`)", "", *markdown_table(table), ""]
-
-    def picture(self, name: str, caption: str) -> Path:
-        """Add a picture; the path to draw it to."""
-        self.lines += [f"![{caption}]({name}.png)", "", f"*{caption}*", ""]
-        return self.out / f"{name}.png"
-
-    def write(self) -> Path:
-        """Write ``evaluation.md``."""
-        path = self.out / "evaluation.md"
-        path.write_text("\n".join(self.lines).rstrip() + "\n", encoding="utf-8")
-        return path
+    title: str
+    methods: Mapping[str, Judged]
+    notes: Sequence[str] = ()
 
 
 def write_judgement(
@@ -83,7 +50,9 @@ def write_judgement(
     notes: Sequence[str] = (),
     maps: Maps | None = None,
     logs: Mapping[str, Path] | None = None,
-    architectures: Sequence[Architecture] | None = None,
+    costs: Sequence[Cost] = (),
+    machine: str = "",
+    others: Sequence[Comparison] = (),
 ) -> Path:
     """Write the judgement of the first method, and the others compared with it.
 
@@ -100,8 +69,12 @@ def write_judgement(
         Reduced maps of the principal method's chips; a mapping holds at least those of `figures.near_edge`.
     logs : mapping of str to Path, optional
         Name of a network to its ``log.csv``.
-    architectures : sequence of Architecture, optional
-        What was measured of several classifiers.
+    costs : sequence of Cost, optional
+        What was measured of the methods, by their names.
+    machine : str
+        What they were measured on.
+    others : sequence of Comparison, optional
+        More comparisons, each on chips of its own.
 
     Returns
     -------
@@ -118,37 +91,41 @@ def write_judgement(
     page = Page(out, title)
     _head(page, name, judged, notes)
     if len(methods) > 1:
+        page.say("## Methods compared")
         _comparison(page, methods)
-    _classes(page, judged, maps)
-    _counts(page, judged)
-    _trust(page, judged)
+    show_classes(page, judged, maps)
+    show_counts(page, judged)
+    show_budget(page, judged)
+    show_trust(page, judged)
     if logs:
         page.say("## Training")
         plot_losses({key: pd.read_csv(path) for key, path in logs.items()}, page.picture("losses", LOSSES))
-    page.say("## The published tables")
-    page.show("table5", performance_table(judged), PERFORMANCE)
-    if architectures:
-        page.show("table4", architecture_table(architectures), ARCHITECTURES)
+    _published(page, methods, costs, machine, others)
     for other in list(methods)[1:]:
-        _other(page, other, methods[other])
+        show_other(page, other, methods[other])
+    for comparison in others:
+        _check(comparison.methods)
+        page.say(f"## {comparison.title}", *comparison.notes)
+        _comparison(page, comparison.methods, slug(comparison.title))
     return page.write()
 
 
-STAR_COUNTS = (
-    "True star counts and the wrongly classified, as Figure 10, and the wrong share with bounds of one standard "
-    "deviation; dotted: class edges."
-)
 LOSSES = (
     "Loss on training and validation chips against epochs, as Figure 7; dotted, the learning rate. A gap that opens is "
     "overfitting."
 )
 PERFORMANCE = (
-    "Table 5 of Lai et al. (2026), measured on these chips as they come, and published; its accuracy of a class is the "
-    "recall"
+    "Table 5 of Lai et al. (2026), measured on these chips {}, and published; its accuracy of a class is the recall"
 )
 ARCHITECTURES = (
-    "Classifiers as in Table 4 of Lai et al. (2026), measured and published; published times and memory are those of "
-    "another machine"
+    "Methods as in Table 4 of Lai et al. (2026), measured, and published where the architecture is in that table; "
+    "reweighted: with the classes in the published shares. Published times and memory are those of another machine, "
+    "and its times include reading"
+)
+COSTS = (
+    "Every part in a process of its own on: {}. Networks: a forward pass from inputs to answers; trees: from the "
+    "statistics of the maps; source extraction: from pixels. Time is the median of warm calls, memory the highest "
+    "resident memory of the process (of the allocator on a GPU), the program itself included"
 )
 
 
@@ -158,13 +135,7 @@ def _check(methods: Mapping[str, Judged]) -> None:
     for name, judged in methods.items():
         if not len(judged):
             raise ValueError(f"method {name!r} has no chip with truth and prediction; leave it out")
-    slugs = [_slug(name) for name in methods]
-    if double := {slug for slug in slugs if slugs.count(slug) > 1 or not slug}:
-        raise ValueError(f"names of methods give the same or no file name ({', '.join(double)}); choose others")
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    check_names(methods)
 
 
 def _head(page: Page, name: str, judged: Judged, notes: Sequence[str]) -> None:
@@ -182,102 +153,55 @@ def _head(page: Page, name: str, judged: Judged, notes: Sequence[str]) -> None:
     page.say("\n".join(f"* {line}" for line in lines))
 
 
-def _comparison(page: Page, methods: Mapping[str, Judged]) -> None:
-    page.say("## Methods compared")
+def _comparison(page: Page, methods: Mapping[str, Judged], prefix: str = "") -> None:
+    start = f"{prefix}_" if prefix else ""
     page.show(
-        "methods",
+        f"{start}methods",
         compare_methods(methods),
-        "One line for each method; errors of counts in dex of log10(1 + bright stars), over the chips it counted",
+        "Classes: one line for each method; reweighted to the published shares of the classes; beyond adjacent is the "
+        "share of chips off by more than one class",
     )
+    for of, what in (("bright", "bright stars"), ("star", "all stars")):
+        if any(np.isfinite(getattr(judged, f"log_{of}")).any() for judged in methods.values()):
+            page.show(f"{start}methods_{of}", compare_counts(methods, of), COMPARED.format(what))
     differences = method_differences(methods)
     if len(differences):
         page.show(
-            "differences",
+            f"{start}differences",
             differences,
             "Gains over the first method on the same chips: accuracy better where positive, mean absolute error where "
             "negative; a gain of less than two errors may be chance",
         )
 
 
-def _classes(page: Page, judged: Judged, maps: Maps | None) -> None:
-    page.say("## Density classes")
-    page.show(
-        "overall",
-        overall_table(judged),
-        "All classes together. Beyond adjacent is the share of chips whose class is off by more than one, beyond of "
-        "errors their share of the wrong chips",
-    )
-    for weighting in WEIGHTINGS:
-        how = "as the chips come" if weighting == "flat" else "with the shares of the published set; recall is the same"
-        page.show(f"classes_{weighting}", class_table(judged, weighting), f"Scores of each class, {how}")
-    plot_confusion(judged, page.picture("confusion", "Confusion matrix, as Figure 8: wrong chips in red."))
-    page.show(
-        "edges",
-        edge_table(judged),
-        "Accuracy by the distance of the true star count from the nearest class edge, dex of log10(1 + n); void chips "
-        "lie 0.18 dex from theirs",
-    )
-    plot_star_counts(
-        judged,
-        page.picture("star_counts", STAR_COUNTS),
-    )
-    if maps is not None and near_edge(judged):
-        caption = (
-            "As Figure 11: (a) a chip beyond the edge, rightly classified; (b) the wrongly classified chip nearest to "
-            "it; (c) a clear chip of its class. In the corner, the predicted class."
-        )
-        plot_near_edge(judged, maps, page.picture("near_edge", caption))
-
-
-def _counts(page: Page, judged: Judged) -> None:
-    page.say("## Counts of bright stars")
-    page.show("bypassed", bypass_table(judged), "Which chips were counted; the rows below the first add up to it")
-    if judged.counted.any():
-        page.show("bright", count_table(judged, "bright"), COUNTS.format("bright stars"))
-        caption = "Predicted against true bright stars, as Figure 9; dashed: 20 % more and less."
-        plot_predicted_counts(judged, page.picture("bright_counts", caption))
-    if np.isfinite(judged.log_star).any():
-        page.say("## Counts of all stars")
-        page.show("stars", count_table(judged, "star"), COUNTS.format("stars"))
-        plot_predicted_counts(judged, page.picture("all_counts", "Predicted against true stars on a chip."), of="star")
-
-
-COUNTS = (
-    "Errors of log10(1 + {}), dex; bias is the mean of predicted minus true; class and count "
-    "are the true ones; 0.1 dex is a factor of 1.26"
+COMPARED = (
+    "Counts of {}: errors in dex of log10(1 + n). Methods leave out different chips (`counted` is the share of the "
+    "known ones that each counted), so only `common`, over the chips that all of them counted, compares them; coverage "
+    "is the share of true counts within the interval of 90 per cent"
 )
 
 
-def _trust(page: Page, judged: Judged) -> None:
-    if np.isfinite(judged.bright_lower).any():
-        page.say("## Intervals")
-        page.show(
-            "intervals",
-            interval_table(judged),
-            "Share of chips whose true number of bright stars lies in the interval, below it, above it; width in dex",
-        )
-    if np.isfinite(judged.class_probability).any():
-        page.say("## Probabilities")
-        page.show(
-            "probabilities",
-            probability_table(judged),
-            "Confidence is the probability of the predicted class: on average it should equal the accuracy. Brier "
-            "score, negative log likelihood and calibration error (ece) are better when smaller",
-        )
-        plot_reliability(judged, page.picture("reliability", "Confidence and accuracy; error bars are binomial."))
-        page.show("reliability", reliability_table(judged), "Chips by confidence")
-        page.show("selective", selective_table(judged), "Accuracy if only the most confident chips are kept")
-        selective_curve(judged).to_csv(page.out / "selective_curve.csv", index=False, float_format="%.6g")
-    if (judged.route != "").any():
-        page.say("## Routes")
-        page.show("routes", route_table(judged), "Chips by what the pipeline should do next, and their classes")
+def _published(
+    page: Page, methods: Mapping[str, Judged], costs: Sequence[Cost], machine: str, others: Sequence[Comparison]
+) -> None:
+    page.say("## The published tables")
+    judged = next(iter(methods.values()))
+    for weighting, name in zip(WEIGHTINGS, ("table5", "table5_reweighted"), strict=True):
+        how = "as they come" if weighting == "flat" else "with the classes in the published shares"
+        page.show(name, performance_table(judged, weighting), PERFORMANCE.format(how))
+    everyone = {name: judged for other in reversed(others) for name, judged in other.methods.items()} | dict(methods)
+    records = [_architecture(cost, everyone[cost.method]) for cost in costs if cost.part != "regressor"]
+    if records:
+        page.show("table4", architecture_table(records), ARCHITECTURES)
+    if costs:
+        page.show("costs", pd.DataFrame(asdict(cost) for cost in costs), COSTS.format(machine or "this machine"))
 
 
-def _other(page: Page, name: str, judged: Judged) -> None:
-    slug = _slug(name)
-    page.say(f"## Scores of {name}")
-    page.show(f"classes_{slug}", class_table(judged), "Scores of each class, as the chips come")
-    for of, known in (("bright", judged.counted), ("star", np.isfinite(judged.log_star))):
-        if known.any():
-            what = "bright stars" if of == "bright" else "stars"
-            page.show(f"{of}_{slug}", count_table(judged, of), COUNTS.format(what))
+def _architecture(cost: Cost, judged: Judged) -> Architecture:
+    """What Table 4 says of a method."""
+    flat, other = (class_scores(judged, weighting, draws=2) for weighting in WEIGHTINGS)
+    accuracy, macro_f1 = (float(flat[name][0]) for name in ("accuracy", "macro_f1"))
+    return Architecture(
+        cost.model, accuracy, macro_f1, cost.parameters, cost.ms_per_image, cost.memory_mb,
+        float(other["accuracy"][0]), float(other["macro_f1"][0]), cost.method,
+    )  # fmt: skip

@@ -68,6 +68,26 @@ def overall_table(judged: Judged, draws: int = DRAWS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def band_table(judged: Judged, draws: int = DRAWS) -> pd.DataFrame:
+    """Scores of all classes together by band, as the chips come; NUV on its own, and all others without it.
+
+    Parameters
+    ----------
+    judged : Judged
+    draws : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``band``, ``chips``, and `OVERALL` with errors.
+    """
+    rows = []
+    for _, band, some in parts(judged):
+        scores = class_scores(judged.take(some), "flat", draws)
+        rows.append({"band": band, "chips": int(some.sum())} | row_of({name: scores[name] for name in OVERALL}))
+    return pd.DataFrame(rows)
+
+
 def bypass_table(judged: Judged) -> pd.DataFrame:
     """Which chips have a count of bright stars and which were bypassed.
 

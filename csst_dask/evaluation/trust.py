@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.scores import DRAWS, Scores, class_sums, divide, mean_scores, row_of
-from csst_dask.evaluation.tables import parts
+from csst_dask.evaluation.tables import logs, parts
 from csst_dask.evaluation.weighting import WEIGHTINGS
 from csst_dask.schema import N_CLASSES, ROUTES
 
@@ -24,47 +24,68 @@ SLACK = 1e-6
 """Rounding of bounds in single precision, dex."""
 
 
-def interval_table(judged: Judged, draws: int = DRAWS) -> pd.DataFrame:
-    """Whether the intervals of bright stars hold the true number.
+def interval_table(judged: Judged, of: str = "bright", draws: int = DRAWS) -> pd.DataFrame:
+    """Whether the intervals of counts hold the true number.
 
     Bounds are taken as they are, not rounded outwards to whole stars.
 
     Parameters
     ----------
     judged : Judged
+    of : str
+        ``bright`` for bright stars, ``star`` for all stars.
     draws : int
 
     Returns
     -------
     pandas.DataFrame
         ``by``, ``part``, ``chips`` with an interval, ``coverage``, and the shares ``below`` the lower and ``above``
-        the upper bound, with errors; ``width``, the median of log10(1 + upper) - log10(1 + lower), dex. All, by
-        band and by range of the true number; parts without a chip are left out.
+        the upper bound, with errors; ``width``, the median of log10(1 + upper) - log10(1 + lower), dex. All chips, flat
+        and reweighted, by band, by true class and, of bright stars, by range of the true number; parts without a chip
+        are left out.
     """
-    inside, below, above = within(judged)
-    width = np.log10(1 + judged.bright_upper) - np.log10(1 + judged.bright_lower)
-    rows = []
-    for by, part, some in (("all", "flat", np.ones(len(judged), bool)), *parts(judged, counts=True)):
+    inside, below, above = within(judged, of)
+    lower, upper = _bounds(judged, of)
+    width, rows = upper - lower, []
+    everything = [("all", name, np.ones(len(judged), bool)) for name in WEIGHTINGS]
+    for by, part, some in (*everything, *parts(judged, classes=True, counts=of == "bright")):
         n = int(np.isfinite(inside[some]).sum())
         if n or by == "all":
             values = {"coverage": inside[some], "below": below[some], "above": above[some]}
             found = width[some & np.isfinite(inside)]
             rows.append(
                 {"by": by, "part": part, "chips": n}
-                | row_of(mean_scores(judged.take(some), values, draws=draws))
+                | row_of(mean_scores(judged.take(some), values, part if by == "all" else "flat", draws))
                 | {"width": float(np.median(found)) if n else float("nan")}
             )
     return pd.DataFrame(rows)
 
 
-def within(judged: Judged) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Whether the true number of bright stars lies in the interval, below it, above it: 1, 0, or NaN without one."""
-    known = ~(np.isnan(judged.bright_lower) | np.isnan(judged.bright_upper)) & (judged.n_bright >= 0)
-    truth = judged.true_log_bright
-    below = truth < np.log10(1 + judged.bright_lower) - SLACK
-    above = truth > np.log10(1 + judged.bright_upper) + SLACK
+def within(judged: Judged, of: str = "bright") -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Whether the true number of bright or of all stars lies in the interval, below it, above it.
+
+    Parameters
+    ----------
+    judged : Judged
+    of : str
+        ``bright`` or ``star``.
+
+    Returns
+    -------
+    inside, below, above : (n,) float64 arrays
+        1, 0, or NaN without an interval or without truth.
+    """
+    truth, (lower, upper) = logs(judged, of)[0], _bounds(judged, of)
+    known = ~(np.isnan(lower) | np.isnan(upper)) & np.isfinite(truth)
+    below, above = truth < lower - SLACK, truth > upper + SLACK
     inside, under, over = (np.where(known, case, np.nan) for case in (~below & ~above, below, above))
     return inside, under, over
+
+
+def _bounds(judged: Judged, of: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds in log10(1 + n), dex."""
+    lower, upper = (getattr(judged, f"{of}_{side}") for side in ("lower", "upper"))
+    return np.log10(1 + lower), np.log10(1 + upper)
 
 
 def probability_table(judged: Judged, draws: int = DRAWS) -> pd.DataFrame:

@@ -16,7 +16,6 @@ INTERVAL_LEVEL = 0.9
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
 """Levels that are stored with the weights."""
 
-
 QUANTILES = {"star": "star_quantiles", "bright": "residual_quantiles"}
 """Entries of the metadata that hold the bounds of each count's residuals."""
 
@@ -25,7 +24,7 @@ TEMPERATURES = (0.5, 5.0)
 
 
 def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
-    """The number to divide logits by so that their probabilities are right on the average.
+    """Temperature scaling: the number to divide logits by so that their probabilities are right on the average.
 
     Parameters
     ----------
@@ -35,7 +34,7 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     Returns
     -------
     float
-        Minimises the negative log likelihood [1]_.
+        Minimises the negative log likelihood [1]_ within `TEMPERATURES`; 1 if nothing is better.
 
     References
     ----------
@@ -44,13 +43,14 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    logits, rows = np.asarray(logits, np.float64), np.arange(len(np.asarray(truth)))
+    logits, truth = np.asarray(logits, np.float64), np.asarray(truth)
 
     def loss(log_temperature: float) -> float:
         scaled = logits * np.exp(-log_temperature)
-        return float(np.mean(logsumexp(scaled, axis=1) - scaled[rows, np.asarray(truth)]))
+        return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]))
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
 def residual_quantiles(
@@ -82,7 +82,7 @@ def residual_quantiles(
     Raises
     ------
     ValueError
-        If the shapes differ or a value is not finite.
+        If the shapes differ, a value is not finite or a scale is not positive.
 
     References
     ----------
@@ -91,7 +91,12 @@ def residual_quantiles(
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     if truth.shape != predicted.shape or truth.ndim != 1:
         raise ValueError(f"truth {truth.shape} and predicted {predicted.shape} must be (n,) and alike")
-    residual = truth - predicted if scale is None else (truth - predicted) / np.asarray(scale, np.float64)
+    residual = truth - predicted
+    if scale is not None:
+        unit = np.asarray(scale, np.float64)
+        if unit.shape != truth.shape or not (unit > 0).all():
+            raise ValueError(f"scales must be {truth.shape} and positive; found {unit.shape}, least {unit.min()}")
+        residual = residual / unit
     if not np.isfinite(residual).all():
         raise ValueError("residuals must be finite; leave out chips without truth or prediction")
     residual = np.sort(residual)

@@ -14,7 +14,7 @@ Answer = dict[str, Tensor]
 logarithms of how far off these are expected to be, ln dex. What a network does not give is not there."""
 
 
-def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor, context: Tensor) -> Answer:
+def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor | None, context: Tensor) -> Answer:
     """Run a network and name what comes out.
 
     Parameters
@@ -23,7 +23,8 @@ def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor, context: T
         From `csst_dask.models.build_network`.
     metadata : mapping
         ``task``, and ``outputs`` of a density network.
-    maps : (n, channels, y, x) tensor
+    maps : (n, channels, y, x) tensor or None
+        A density network can do without.
     context : (n, k) tensor
         Not looked at by networks without outputs of a density network.
 

@@ -1,9 +1,8 @@
 """A network that reads both counts of a chip from its maps, knowing band, noise and statistics of the maps.
 
-What matters is how often a block of pixels looks like a star. So the first branch sorts single blocks, and blocks with
-their neighbours, by learned marks and hands on the logarithm of how many bear each mark; the second is a residual
-network that is pooled at every stage. Statistics of the maps enter beside them. The class follows from the count and
-its uncertainty, and a correction that is learned.
+A perceptron answers from the context: statistics, and the leading principal components of histograms. A residual
+network under FiLM by the context, pooled at every stage, may add what these miss; it starts at nothing. The class
+follows from the count and its uncertainty, and a correction that is learned.
 """
 
 from __future__ import annotations
@@ -18,18 +17,21 @@ from torchvision.models import ResNet
 from csst_dask.errors import ConfigError
 from csst_dask.models.classifiers import CLASSIFIERS, set_channels
 from csst_dask.models.regressor import REGRESSORS
-from csst_dask.schema import CLASS_EDGES, N_CLASSES
+from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES
 
 OUTPUTS = {"class": N_CLASSES, "star": 2, "bright": 2}
 """What the network tells, and how many numbers each takes: logits of the classes; log10(1 + n), dex, and the natural
 logarithm of its scale, dex, for all and for bright stars."""
 
-LOCAL, MARKS = 16, 32
-"""Features of a single block of pixels, and marks that it can bear."""
-RAREST = 1e-5
-"""Added to the share of blocks that bear a mark; a map of 224 x 224 blocks has shares of 2e-5."""
-EMBEDDING, HIDDEN = 64, (256, 128)
-DROPOUT = 0.1
+EMBEDDING, TRUNK, HIDDEN = 64, 256, 128
+COMPONENTS = 60
+"""Principal components of the histograms that the network sees."""
+CONTEXT_NOISE = 0.03
+"""Standard deviation of what is added to the standardised context in training."""
+PERCEPTRON = "perceptron"
+"""Architecture without a body."""
+CONTEXT_PARTS = ("trunk", "context_head")
+"""Modules that answer without maps."""
 CONSTANT = 1e-3
 """Context that scatters less among the chips learned from is not looked at."""
 CHANGED = 0.05
@@ -62,76 +64,110 @@ class DensityNetwork(nn.Module):
 
     Parameters
     ----------
-    body : torchvision.models.ResNet
-        For the number of channels of the maps.
-    channels : int
-        Channels of the maps.
+    body : torchvision.models.ResNet or None
+        For the number of channels of the maps; None if there are none.
     context : int
-        Length of the context.
+        Length of the context, which begins with one indicator for each of `schema.BANDS`.
+    histograms : int
+        How many numbers at the end of the context are square roots of counts in bins.
     outputs : tuple of str
         Keys of `OUTPUTS`, in their order.
     """
 
     center: Tensor
     spread: Tensor
+    components: Tensor
+    band_center: Tensor
     whitening: Tensor
     edges: Tensor
 
-    def __init__(self, body: ResNet, channels: int, context: int, outputs: tuple[str, ...]) -> None:
+    def __init__(self, body: ResNet | None, context: int, histograms: int, outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.outputs = outputs
+        components = min(COMPONENTS, histograms)
+        self.plain = context - histograms
+        known = self.plain + components
         self.register_buffer("center", torch.zeros(context))
-        self.register_buffer("spread", torch.ones(context))
-        self.register_buffer("whitening", torch.zeros(context, context))
-        self.embed = nn.Sequential(nn.Linear(context, EMBEDDING), nn.GELU(), nn.Linear(EMBEDDING, EMBEDDING), nn.GELU())
-        self.point = nn.Conv2d(channels, LOCAL, 1)
-        self.point_film = FiLM(EMBEDDING, LOCAL)
-        self.mark = nn.Conv2d(LOCAL, MARKS, 1)
-        self.near = nn.Conv2d(LOCAL, MARKS, 3, stride=2, padding=1)
+        self.register_buffer("spread", torch.ones(self.plain))
+        self.register_buffer("components", torch.zeros(histograms, components))
+        self.register_buffer("band_center", torch.zeros(len(BANDS), known))
+        self.register_buffer("whitening", torch.zeros(known, known))
+        numbers = sum(OUTPUTS[name] for name in outputs)
+        self.trunk = nn.Sequential(*_layer(known), *_layer(TRUNK))
+        self.context_head = _head(TRUNK, numbers)
+        edges = np.log10(1 + np.asarray(CLASS_EDGES, np.float64) - 0.5)
+        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
+        self.looks = body is not None
+        if body is not None:
+            self._add_body(body, known, numbers)
+
+    def _add_body(self, body: ResNet, known: int, numbers: int) -> None:
+        self.embed = nn.Sequential(nn.Linear(known, EMBEDDING), nn.GELU(), nn.Linear(EMBEDDING, EMBEDDING), nn.GELU())
         self.stem = nn.Sequential(body.conv1, body.bn1, body.relu)
         self.stages = nn.ModuleList([body.layer1, body.layer2, body.layer3, body.layer4])
         widths = [_width(stage) for stage in self.stages]
         self.films = nn.ModuleList(FiLM(EMBEDDING, width) for width in [body.conv1.out_channels, *widths[:-1]])
-        self.level = nn.BatchNorm1d(2 * MARKS + sum(widths))
-        self.head = _head(2 * MARKS + sum(widths) + context, sum(OUTPUTS[name] for name in outputs))
-        edges = np.log10(1 + np.asarray(CLASS_EDGES, np.float64) - 0.5)
-        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
+        self.level = nn.BatchNorm1d(sum(widths))
+        self.project = nn.Sequential(nn.Linear(sum(widths), TRUNK), nn.GELU())
+        self.maps_head = _head(2 * TRUNK, numbers)
+        nn.init.zeros_(self.maps_head[-1].weight)
 
     def standardise(self, context: Tensor) -> None:
-        """Take mean and covariance of the context of the chips to learn from, (n, context) float32."""
+        """Take the distribution of the context of the chips to learn from, (n, context) float32."""
         self.center.copy_(context.mean(0))
-        scatter = context.std(0)
+        scatter = context[:, : self.plain].std(0)
         self.spread.copy_(torch.where(scatter > CONSTANT, scatter, torch.inf))  # what never changed says nothing
-        known = self._known(context).double()
-        values, vectors = torch.linalg.eigh(known.T @ known / len(known))
+        self.components.copy_(_principal(context[:, self.plain :].double(), self.components.shape[1]))
+        known, band = self._known(context).double(), _band(context)
+        for place in range(len(BANDS)):
+            if (band == place).any():
+                self.band_center[place] = known[band == place].mean(0)
+        residual = known - self.band_center[band].double()
+        values, vectors = torch.linalg.eigh(residual.T @ residual / len(residual))
         self.whitening.copy_(vectors / (values.clamp_min(0) + LEAST_VARIANCE).sqrt())
 
     def strangeness(self, context: Tensor) -> Tensor:
-        """How far (n, context) lies from the chips learned from: (n,), root mean square of the whitened context.
+        """How far (n, context) lies from the chips of the same band that were learned from: (n,).
 
-        The Mahalanobis distance (Lee et al. 2018, NeurIPS 31), where directions with next to no variance count less.
+        The Mahalanobis distance from the mean of the band, with one covariance for all bands (Lee et al. 2018,
+        NeurIPS 31, equation 2), over the square root of the dimension; `LEAST_VARIANCE` is added to all variances.
         """
-        distance = (self._known(context) @ self.whitening).square().mean(1).sqrt()
-        changed = (torch.isinf(self.spread) & ((context - self.center).abs() > CHANGED)).any(1)
+        residual = self._known(context) - self.band_center[_band(context)]
+        distance = (residual @ self.whitening).square().mean(1).sqrt()
+        changed = (torch.isinf(self.spread) & ((context - self.center)[:, : self.plain].abs() > CHANGED)).any(1)
         return torch.where(changed, torch.inf, distance)
 
     def _known(self, context: Tensor) -> Tensor:
-        return ((context - self.center) / self.spread).clamp(-CONTEXT_LIMIT, CONTEXT_LIMIT)
+        """Standardised context, its histograms as principal components: (n, known)."""
+        apart = context - self.center
+        known = torch.cat([apart[:, : self.plain] / self.spread, apart[:, self.plain :] @ self.components], dim=1)
+        return known.clamp(-CONTEXT_LIMIT, CONTEXT_LIMIT)
 
-    def forward(self, maps: Tensor, context: Tensor) -> Tensor:
-        """(n, channels, y, x) maps and (n, context) context -> (n, k) outputs, one after the other."""
-        known = self._known(context)
-        embedded = self.embed(known)
-        local = nn.functional.gelu(self.point_film(self.point(maps), embedded))
-        pools = [torch.log(_pooled(torch.sigmoid(marks)) + RAREST) for marks in (self.mark(local), self.near(local))]
-        features = self.stem(maps)
-        features = nn.functional.max_pool2d(features, 3, stride=2, padding=1)
+    def forward(self, maps: Tensor | None, context: Tensor) -> Tensor:
+        """(n, channels, y, x) maps and (n, context) context -> (n, k) outputs, one after the other.
+
+        Without maps, or without a body, the context alone answers.
+        """
+        with torch.autocast(context.device.type, enabled=False):  # half precision would round counts to 0.03 dex
+            known = self._known(context.float())
+            if self.training:
+                known = known + CONTEXT_NOISE * torch.randn_like(known)
+            told = self.trunk(known)
+            raw = self.context_head(told)
+        if maps is not None and self.looks:
+            pooled = self._look(maps, self.embed(known))
+            with torch.autocast(context.device.type, enabled=False):
+                seen = self.project(self.level(pooled.float()))
+                raw = raw + self.maps_head(torch.cat([told, seen], dim=1))
+        return self._finish(raw)
+
+    def _look(self, maps: Tensor, embedded: Tensor) -> Tensor:
+        """Means over the maps of all stages' features."""
+        features, pools = nn.functional.max_pool2d(self.stem(maps), 3, stride=2, padding=1), []
         for stage, film in zip(self.stages, self.films, strict=True):
             features = stage(film(features, embedded))
             pools.append(_pooled(features))
-        with torch.autocast(maps.device.type, enabled=False):  # half precision would round counts to 0.03 dex
-            pooled = self.level(torch.cat([pool.float() for pool in pools], dim=1))
-            return self._finish(self.head(torch.cat([pooled, known.float()], dim=1)))
+        return torch.cat(pools, dim=1)
 
     def _finish(self, raw: Tensor) -> Tensor:
         parts = split_outputs(raw, self.outputs)
@@ -170,15 +206,17 @@ def split_outputs(raw: Tensor, outputs: tuple[str, ...]) -> dict[str, Tensor]:
     return dict(zip(outputs, raw.split([OUTPUTS[name] for name in outputs], dim=1), strict=True))
 
 
-def build_density_network(arch: str, channels: int, context: int, outputs: tuple[str, ...]) -> DensityNetwork:
+def build_density_network(
+    arch: str, channels: int, context: int, histograms: int, outputs: tuple[str, ...]
+) -> DensityNetwork:
     """A network with random weights, drawn from torch's global generator.
 
     Parameters
     ----------
     arch : str
-        ``resnet18``, ``resnet34`` or ``resnet50``.
-    channels, context : int
-        Channels of the maps, and length of the context.
+        ``perceptron``, or the body: ``resnet18``, ``resnet34`` or ``resnet50``.
+    channels, context, histograms : int
+        Channels of the maps, length of the context, and how many of its numbers, the last ones, are bins.
     outputs : tuple of str
         Keys of `OUTPUTS`.
 
@@ -193,15 +231,31 @@ def build_density_network(arch: str, channels: int, context: int, outputs: tuple
     """
     known: dict[str, Any] = CLASSIFIERS | REGRESSORS
     bodies = {name: build for name, build in known.items() if name.startswith("resnet")}
-    if arch not in bodies:
-        raise ConfigError(f"unknown body {arch!r} of a density network; expected one of {', '.join(bodies)}")
+    if arch != PERCEPTRON and arch not in bodies:
+        expected = ", ".join([PERCEPTRON, *bodies])
+        raise ConfigError(f"unknown architecture {arch!r} of a density network; expected one of {expected}")
     unknown = [name for name in outputs if name not in OUTPUTS]
     if unknown or not outputs:
         raise ConfigError(f"unknown outputs {unknown} of a density network; expected some of {', '.join(OUTPUTS)}")
-    body = bodies[arch](weights=None)
-    set_channels(body, channels)
+    body = None
+    if arch != PERCEPTRON:
+        body = bodies[arch](weights=None)
+        set_channels(body, channels)
     ordered = tuple(name for name in OUTPUTS if name in outputs)
-    return DensityNetwork(body, channels, context, ordered)
+    return DensityNetwork(body, context, histograms, ordered)
+
+
+def _principal(bins: Tensor, number: int) -> Tensor:
+    """(k, number) leading principal axes of (n, k) float64, for projections whose scatter is the square root of theirs.
+
+    So what stands out of the noise is large, and what is close to it is small: 1 is the scatter of the first.
+    """
+    if not bins.shape[1]:
+        return bins.new_zeros(0, 0)
+    apart = bins - bins.mean(0)
+    values, axes = torch.linalg.eigh(apart.T @ apart / len(apart))
+    scatter = values.flip(0)[:number].clamp_min(1e-12).sqrt()
+    return axes.flip(1)[:, :number] / (scatter * scatter[0]).sqrt()
 
 
 def _width(stage: nn.Module) -> int:
@@ -209,17 +263,22 @@ def _width(stage: nn.Module) -> int:
     return [layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
 
 
+def _band(context: Tensor) -> Tensor:
+    """(n,) place in `schema.BANDS` of (n, context)."""
+    return context[:, : len(BANDS)].argmax(1)
+
+
 def _pooled(maps: Tensor) -> Tensor:
     """Mean over a map, (n, c, y, x) -> (n, c)."""
     return nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
+def _layer(width: int) -> list[nn.Module]:
+    return [nn.Linear(width, TRUNK), nn.GELU()]
+
+
 def _head(width: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for hidden in HIDDEN:
-        layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(DROPOUT)]
-        width = hidden
-    last = nn.Linear(width, outputs)
+    last = nn.Linear(HIDDEN, outputs)
     nn.init.normal_(last.weight, std=0.01)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
+    return nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), last)

@@ -61,7 +61,7 @@ def build_network(metadata: Mapping[str, Any]) -> nn.Module:
     ----------
     metadata : mapping
         ``task``, ``arch`` and ``channels``; with ``outputs`` that are not empty a density network, for ``context``
-        numbers of context, else a network of the paper.
+        numbers of context of which ``histograms`` are bins, else a network of the paper.
 
     Returns
     -------
@@ -73,8 +73,8 @@ def build_network(metadata: Mapping[str, Any]) -> nn.Module:
         If the architecture is unknown.
     """
     if metadata.get("outputs"):
-        outputs = tuple(metadata["outputs"])
-        return build_density_network(metadata["arch"], metadata["channels"], metadata["context"], outputs)
+        sizes = (int(metadata[name]) for name in ("channels", "context", "histograms"))
+        return build_density_network(metadata["arch"], *sizes, tuple(metadata["outputs"]))
     return BUILDERS[metadata["task"]](metadata["arch"], metadata["channels"])
 
 
@@ -155,7 +155,8 @@ def load_weights(path: str | Path, task: str | None = None) -> LoadedModel:
     path = Path(path)
     data, metadata, checksum = read_weights(path, task)
     try:
-        module = build_network(metadata)
+        with torch.random.fork_rng(devices=[]):  # random weights that are replaced at once
+            module = build_network(metadata)
         module.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in load(data).items()})
     except ConfigError as error:
         raise ConfigError(f"{path} holds a network that this release cannot build: {error}") from None

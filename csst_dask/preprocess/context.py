@@ -1,4 +1,4 @@
-"""What a network is told besides the maps: band, exposure time and statistics of the maps."""
+"""What a network is told besides the maps: band, exposure time, statistics and joint histograms of the maps."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from csst_dask.preprocess.histograms import HISTOGRAMS, map_histograms
 from csst_dask.preprocess.inputs import Bands, input_channels
 from csst_dask.preprocess.statistics import STATISTICS, map_statistics
 from csst_dask.schema import BANDS
 
-WITH_CONTEXT = ("maps",)
+WITH_CONTEXT = ("maps", "context")
 """Kinds of inputs that come with context."""
 
 USUAL_EXPTIME = 150.0
 """s"""
 
-CONTEXT = (*(f"band_{band}" for band in BANDS), "log_exptime", *STATISTICS)
-"""Names of the numbers of the context."""
+CONTEXT = (*(f"band_{band}" for band in BANDS), "log_exptime", *STATISTICS, *HISTOGRAMS)
+"""Names of the numbers of the context; the histograms come last."""
 
 
 def context_length(kind: str) -> int:
     """Numbers of the context of a kind of inputs; 0 for one that has none."""
     input_channels(kind)
     return len(CONTEXT) if kind in WITH_CONTEXT else 0
+
+
+def histogram_length(kind: str) -> int:
+    """How many of these, the last ones, are bins of joint histograms."""
+    return len(HISTOGRAMS) if context_length(kind) else 0
 
 
 def make_context(
@@ -49,5 +55,6 @@ def make_context(
         for column, name in enumerate(BANDS):
             out[:, column] = [b == name for b in band]
         out[:, len(BANDS)] = np.log10(np.where(known, exptime, USUAL_EXPTIME) / USUAL_EXPTIME)
-        out[:, len(BANDS) + 1 :] = map_statistics(reduced, scalars)
+        out[:, len(BANDS) + 1 : -len(HISTOGRAMS)] = map_statistics(reduced, scalars)
+        out[:, -len(HISTOGRAMS) :] = map_histograms(reduced, scalars)
     return out

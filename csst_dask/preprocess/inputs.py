@@ -60,7 +60,8 @@ def make_inputs(
     kind : str
         ``paper-point``: the standardised image, sampled without antialiasing, and its mask [1]_;
         ``paper-area``: the same from exact block means; ``csst``: block mean, scatter and maximum in units of
-        the sky scatter, the valid fraction, and constant planes for the band and the two noise levels.
+        the sky scatter, the valid fraction, and constant planes for the band and the two noise levels;
+        ``maps``: the first four of these; ``context``: no channel, for networks that look at the context alone.
     reduced : (n, 6, iy, ix) float32 array
         Reduced maps in the order of `schema.CHANNELS`; e-/s, NaN where nothing is valid. Not modified.
     scalars : mapping of str to (n,) array
@@ -143,10 +144,15 @@ def _seen(values: NDArray, seen: NDArray) -> NDArray:
     return np.where(seen, bounded(values, LIMIT), 0)
 
 
+def _nothing(out: NDArray, maps: dict, planes: dict, band: Bands) -> None:
+    """For networks that look at the context alone."""
+
+
 KINDS: dict[str, tuple[int, Callable]] = {
     "paper-point": (2, _paper_point),
     "paper-area": (2, _paper_area),
     "maps": (4, _maps),
+    "context": (0, _nothing),
     "csst": (4 + len(BANDS) + 2, _csst),
 }
 """Kinds of inputs: number of channels, and the function that fills them."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 import zarr
 from distributed import Client
 from numpy.typing import NDArray
@@ -16,79 +14,30 @@ from numpy.typing import NDArray
 from csst_dask.config import Config
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
-from csst_dask.evaluation.classical import count_sources
+from csst_dask.evaluation.cost import Cost, describe_machine, measure_extraction, measure_network, measure_trees
 from csst_dask.evaluation.figures import near_edge
 from csst_dask.evaluation.judged import Judged
-from csst_dask.evaluation.judgement import write_judgement
-from csst_dask.evaluation.trees import fit_trees, predict_trees
+from csst_dask.evaluation.judgement import Comparison, write_judgement
+from csst_dask.evaluation.page import EXTRACTION, TREES, name_methods
+from csst_dask.evaluation.tasks import count_chip, statistics_block
+from csst_dask.evaluation.trees import TreesBaseline, fit_trees, predict_trees
+from csst_dask.evaluation.truth import Truth
+from csst_dask.evaluation.unseen import Judgeable, choose_chips
 from csst_dask.inference.routing import route
-from csst_dask.models.files import identify_pair
-from csst_dask.preprocess.statistics import map_statistics
+from csst_dask.models.files import TASKS, identify_pair, read_weights
 from csst_dask.runners.predict import CPU_BATCH, block_tasks, predict_block
 from csst_dask.runners.window import Failure, Task, run_tasks
-from csst_dask.schema import CHANNELS
-from csst_dask.store.survey import array_of, locate, open_group, open_scalars
-
-SETS = ("all", "test", "random-test")
-"""Chips to judge: all, the test fields of the split by field, or a tenth at random as in the paper."""
+from csst_dask.schema import CHANNELS, density_class
+from csst_dask.store.survey import array_of
 
 STATISTICS_BLOCK = 64
 """Chips whose statistics one task takes."""
 
-LEAST_PIXELS = 20
-"""Chips with pixels, of fields to calibrate with and of fields to judge on, that the classical baseline needs."""
+LEAST_PIXELS = 200
+"""Chips that keep their pixels, to calibrate with and to judge on, that the classical baseline needs."""
 
 Stages = Callable[[str], tuple[Callable[[str, str, str], None], Callable[[int], None]]]
 """Starts a stage: what to call after each task, and with the number of tasks."""
-
-
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """Chips of a store that are done and have truth."""
-
-    path: str
-    scalars: xr.Dataset
-    rows: NDArray[np.int64]
-
-    def column(self, name: str) -> NDArray:
-        """One variable of these chips; text as str."""
-        values = self.scalars[name].values[self.rows]
-        return values.astype(str) if values.dtype.kind in "OTU" else values
-
-    def take(self, places: NDArray[np.int64]) -> Truth:
-        """Some of these chips."""
-        return Truth(self.path, self.scalars, self.rows[places])
-
-    @classmethod
-    def open(cls, store: str) -> Truth:
-        """All such chips.
-
-        Raises
-        ------
-        ConfigError
-            If there is none.
-        """
-        path = locate(store)
-        scalars = open_scalars(path)
-        good = (scalars["status"].values == "done") & (scalars["n_star"].values >= 0)
-        if not good.any():
-            raise ConfigError(f"{store} has no chip that is done and has truth; give one that was made with truth")
-        return cls(path, scalars, np.flatnonzero(good))
-
-    def part(self, which: str, seed: int) -> Truth:
-        """The chips of one of `SETS`."""
-        from csst_dask.schema import density_class
-        from csst_dask.training.samples import FRACTIONS, split_by_field
-
-        if which == "all":
-            return self
-        if which == "random-test":
-            chosen = np.random.default_rng(seed).permutation(len(self.rows))[: round(FRACTIONS[2] * len(self.rows))]
-            return self.take(np.sort(chosen))
-        classes = density_class(self.column("n_star"))
-        return self.take(
-            split_by_field(self.column("field"), classes, self.column("ra"), self.column("dec"), seed=seed).test
-        )
 
 
 def judge_store(
@@ -98,11 +47,16 @@ def judge_store(
     config: Config,
     weights: Sequence[Path | None],
     *,
-    which: str = "all",
+    part: str = "all",
     baselines: str | None = None,
+    pixel_stores: tuple[str, str] | None = None,
+    least_pixels: int = LEAST_PIXELS,
+    costs: bool = True,
     stages: Stages | None = None,
 ) -> Path:
     """Write the tables and figures of the paper for networks and baselines.
+
+    Chips on sky that a network learned from are left out, and baselines learn nothing from the sky that is judged.
 
     Parameters
     ----------
@@ -112,15 +66,21 @@ def judge_store(
     out : Path
         Folder for ``evaluation.md`` and what it shows.
     config : Config
-        Sections ``inference`` (batch), ``routing`` and ``training`` (seed of the split).
+        Sections ``inference`` (batch), ``routing`` and ``training`` (seed of the baselines).
     weights : sequence of Path or None
         Folders of pairs of networks, the principal one first; None is what ships with the package.
-    which : str
-        One of `SETS`.
+    part : str
+        One of `evaluation.unseen.PARTS`.
     baselines : str, optional
-        Store that the baselines learn from: trees and a support vector machine on the statistics
-        of the maps, and source extraction where
-        both stores keep pixels.
+        Store that the baselines learn from: trees and a support vector machine on the statistics of the maps, and
+        source extraction where both stores keep pixels.
+    pixel_stores : (str, str), optional
+        Stores that keep pixels, for source extraction: one to calibrate with and one to judge on, where all other
+        methods are judged too.
+    least_pixels : int
+        Chips that each of these must have.
+    costs : bool
+        Measure parameters, time and memory of every method.
     stages : callable, optional
         Starts the progress of a stage.
 
@@ -132,31 +92,86 @@ def judge_store(
     Raises
     ------
     ConfigError
-        If the store has no truth, or weights are missing or damaged.
+        If a store has no truth, weights are missing or damaged, or nothing may be judged.
     """
-    truth = Truth.open(store).part(which, config.training.seed)
-    methods: dict[str, Judged] = {}
-    logs: dict[str, Path] = {}
-    for folder in weights:
-        name = Path(folder).name if folder else "shipped"
-        methods[name] = judge_weights(client, truth, config, folder, stages)
-        for log in sorted(Path(folder).glob("**/log.csv")) if folder else []:
-            logs[f"{name}: {log.parent.name}"] = log
-    notes = [f"{Path(store).name}: {len(truth.rows)} chips with truth ({which})."]
+    folders = name_methods(weights)
+    chosen, pixels = _choose(store, folders, part), None
+    if pixel_stores is not None:
+        pixels = _choose(pixel_stores[1], folders, "all")
+    truth = chosen.chips
+    notes = [f"{Path(store).name}: {len(truth)} chips with truth ({part}).", *chosen.notes]
+    methods = {name: judge_weights(client, truth, config, folder, stages) for name, folder in folders.items()}
+    there = {} if pixels is None else {
+        name: judge_weights(client, pixels.chips, config, folder, stages) for name, folder in folders.items()
+    }  # fmt: skip
+    measured = _network_costs(folders, config, out) if costs else []
     if baselines is not None:
-        learning = Truth.open(baselines)
-        methods["trees and SVM"] = judge_trees(client, learning, truth, config, stages)
-        notes.append(f"The baselines learned from {Path(baselines).name}, {len(learning.rows)} chips.")
-        classical = judge_classical(client, learning, truth, stages)
-        if classical is not None:
-            methods["source extraction"], cost = classical
-            notes.append(f"Source extraction took {cost:.1f} CPU s a chip, and saw only the chips that keep pixels.")
-    principal = next(iter(methods.values()))
-    rows = truth.rows[near_edge(principal)]
+        everything = [truth] if pixels is None else [truth, pixels.chips]
+        trees, note, cost = _try_trees(client, baselines, everything, config, stages, out if costs else None)
+        for place, judged in zip((methods, there), trees, strict=False):
+            place[TREES] = judged
+        notes.append(note)
+        measured += cost
+    others: list[Comparison] = []
+    if pixel_stores is not None and pixels is not None:
+        found, note, cost = _try_extraction(client, pixel_stores[0], pixels.chips, least_pixels, stages, costs)
+        title = f"On chips that keep their pixels: {Path(pixel_stores[1]).stem}, {len(pixels.chips)} chips"
+        others.append(Comparison(title, there | found, [*pixels.notes, note]))
+    else:
+        learn = baselines or store
+        found, note, cost = _try_extraction(client, learn, truth, least_pixels, stages, costs)
+        methods |= found
+        notes.append(note)
+    return write_judgement(
+        methods, out, title=f"{Path(store).stem}: {part}", notes=notes, maps=_maps(truth, methods),
+        logs=_logs(folders), costs=measured + cost, machine=describe_machine(), others=others,
+    )  # fmt: skip
+
+
+def _choose(store: str, folders: dict[str, Path | None], part: str) -> Judgeable:
+    """Chips of a store that all networks may be judged on."""
+    from csst_dask.training.samples import checksum_chips
+
+    def checksum(chips: Truth) -> str:
+        return checksum_chips(*(chips.column(name) for name in ("band", "field", "n_star", "n_bright", "ra", "dec")))
+
+    metadata = {
+        f"{name} ({task})": read_weights(identify_pair(folder)[0] / f"{task}.safetensors", task)[1]
+        for name, folder in folders.items()
+        for task in TASKS
+    }
+    return choose_chips(Truth.open(store), metadata, part, checksum)
+
+
+def _maps(truth: Truth, methods: dict[str, Judged]) -> dict[int, NDArray[np.float32]]:
+    """Maps of the chips that are shown."""
     reduced = array_of(zarr.open_group(truth.path, mode="r"), "reduced")
-    mean = CHANNELS.index("mean")
-    maps = {int(place): reduced[int(row), mean] for place, row in zip(near_edge(principal), rows, strict=True)}
-    return write_judgement(methods, out, title=f"{Path(store).stem}: {which}", notes=notes, maps=maps, logs=logs)
+    places = near_edge(next(iter(methods.values())))
+    return {place: reduced[int(truth.rows[place]), CHANNELS.index("mean")] for place in places}
+
+
+def _logs(folders: dict[str, Path | None]) -> dict[str, Path]:
+    return {
+        f"{name}: {log.parent.name}": log
+        for name, folder in folders.items()
+        for log in (sorted(folder.glob("**/log.csv")) if folder else [])
+    }
+
+
+def _network_costs(folders: dict[str, Path | None], config: Config, out: Path) -> list[Cost]:
+    import torch
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [
+        measure_network(name, identify_pair(folder)[0] / f"{task}.safetensors", _batch(config), device)
+        for name, folder in folders.items()
+        for task in TASKS
+        for device in devices
+    ]
+
+
+def _batch(config: Config) -> int:
+    return CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
 
 
 def judge_weights(
@@ -164,93 +179,108 @@ def judge_weights(
 ) -> Judged:
     """Predictions of a pair of networks beside the truth."""
     where, checksums = identify_pair(folder)
-    batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
     todo = np.zeros(truth.scalars.sizes["chip"], bool)
     todo[truth.rows] = True
-    tasks = block_tasks(truth.path, truth.scalars, todo, batch, where, checksums)
+    tasks = block_tasks(truth.path, truth.scalars, todo, _batch(config), where, checksums)
     found = _collect(client, "evaluate", predict_block, tasks, truth.rows, stages)
-    valid = np.ones(len(truth.rows), bool)
+    valid = np.ones(len(truth), bool)
     routes, _ = route(
         found["density_class"], found["bright_count"], found["confidence"], valid, found["unlike"], config.routing
     )
-    return _judged(truth, found, routes)
+    return truth.judge(found, routes)
 
 
-def _judged(truth: Truth, found: dict[str, NDArray], routes: NDArray | None = None) -> Judged:
-    wanted = ("density_class", "class_probability", "log_star", "log_bright", "bright_lower", "bright_upper")
-    return Judged.build(
-        band=truth.column("band"), field=truth.column("field"), n_star=truth.column("n_star"),
-        n_bright=truth.column("n_bright"), route=routes, **{name: found[name] for name in wanted if name in found},
-    )  # fmt: skip
+def _apart(store: str, judged: Sequence[Truth]) -> tuple[Truth, str]:
+    """Chips of a store to learn from: none near those that are judged. And how many were dropped."""
+    from csst_dask.training.samples import SEPARATION
+
+    whole = learning = Truth.open(store)
+    for chips in judged:
+        learning = learning.apart_from(chips, SEPARATION)
+    dropped = len(whole) - len(learning)
+    note = (
+        f"{Path(store).name}, {len(learning)} chips; {dropped} within {SEPARATION:g} deg of judged chips were dropped"
+    )
+    return learning, note
 
 
-def statistics_block(path: str, rows: Sequence[int], scalars: dict[str, list[float]]) -> dict[str, NDArray]:
-    """``statistics`` (n, k) of some chips of a store."""
-    reduced = array_of(zarr.open_group(path, mode="r"), "reduced")
-    maps = np.stack([reduced[row] for row in rows])
-    return {"statistics": map_statistics(maps, {name: np.asarray(values) for name, values in scalars.items()})}
+def _try_trees(
+    client: Client, store: str, judged: Sequence[Truth], config: Config, stages: Stages | None, folder: Path | None
+) -> tuple[list[Judged], str, list[Cost]]:
+    """Trees judged on each set of chips (nothing if they cannot learn), what to say of it, and their cost."""
+    learning, note = _apart(store, judged)
+    try:
+        fitted = learn_trees(client, learning, config, stages)
+    except ConfigError as reason:
+        return [], f"No {TREES}: they would learn from {note}; {reason}.", []
+    found: list[Judged] = []
+    cost: list[Cost] = []
+    for chips in judged:
+        table = _statistics(client, chips, stages)
+        found.append(chips.judge(predict_trees(fitted, table["statistics"], chips.column("band"))))
+        if folder is not None and not cost:
+            folder.mkdir(parents=True, exist_ok=True)
+            cost.append(measure_trees(TREES, fitted, table["statistics"], chips.column("band"), folder))
+            note += f". The statistics take {1e3 * np.median(table['seconds']):.0f} ms a chip"
+    return found, f"The {TREES} learned from {note}.", cost
 
 
-def judge_trees(client: Client, learning: Truth, truth: Truth, config: Config, stages: Stages | None = None) -> Judged:
-    """Trees and a support vector machine on statistics: learned from one store, judged on another or on itself."""
-    from csst_dask.schema import density_class
+def learn_trees(client: Client, learning: Truth, config: Config, stages: Stages | None = None) -> TreesBaseline:
+    """Trees and a support vector machine from the statistics of some chips, a tenth of which (by field) calibrates."""
     from csst_dask.training.samples import split_by_field
 
-    own = learning.path == truth.path
-    classes = density_class(learning.column("n_star"))
-    split = split_by_field(
-        learning.column("field"), classes, learning.column("ra"), learning.column("dec"), seed=config.training.seed
-    )
-    train = split.train if own else np.concatenate([split.train, split.test])
-    tables = [_statistics(client, chips, stages) for chips in ((learning,) if own else (learning, truth))]
-    fitted = fit_trees(
-        tables[0], learning.column("band"), learning.column("n_star"), learning.column("n_bright"),
-        train, split.validation, seed=config.training.seed,
-    )  # fmt: skip
-    table = tables[0][np.searchsorted(learning.rows, truth.rows)] if own else tables[1]
-    found = predict_trees(fitted, table, truth.column("band"))
-    bounds = {
-        name: np.maximum(10.0 ** found[name].astype(np.float64) - 1, 0) for name in ("bright_lower", "bright_upper")
-    }
-    return _judged(truth, found | bounds)
+    columns = {name: learning.column(name) for name in ("field", "band", "n_star", "n_bright", "ra", "dec")}
+    seed = config.training.seed
+    split = split_by_field(columns["field"], density_class(columns["n_star"]), columns["ra"], columns["dec"], seed=seed)
+    train = np.sort(np.concatenate([split.train, split.test]))
+    table = _statistics(client, learning, stages)["statistics"]
+    known = columns["band"], columns["n_star"], columns["n_bright"]
+    return fit_trees(table, *known, train, split.validation, seed=seed)
 
 
-def _statistics(client: Client, chips: Truth, stages: Stages | None) -> NDArray[np.float32]:
+def _statistics(client: Client, chips: Truth, stages: Stages | None) -> dict[str, NDArray]:
     from csst_dask.preprocess.inputs import SCALARS
 
     tasks = []
-    for start in range(0, len(chips.rows), STATISTICS_BLOCK):
+    for start in range(0, len(chips), STATISTICS_BLOCK):
         rows = chips.rows[start : start + STATISTICS_BLOCK]
         some = {name: chips.scalars[name].values[rows].tolist() for name in SCALARS}
         tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", (chips.path, rows.tolist(), some), rows))
-    return _collect(client, "statistics", statistics_block, tasks, chips.rows, stages)["statistics"]
+    return _collect(client, "statistics", statistics_block, tasks, chips.rows, stages)
 
 
-def count_chip(path: str, row: int, exptime: float, band: str) -> dict[str, NDArray]:
-    """Detections on one chip that keeps its pixels: ``counts`` (1,) of dict, and ``seconds`` (1,) of CPU time."""
-    import time
+def _try_extraction(
+    client: Client, store: str, truth: Truth, least: int, stages: Stages | None, costs: bool
+) -> tuple[dict[str, Judged], str, list[Cost]]:
+    """Source extraction judged on some chips (nothing if it cannot run), what to say of it, and its cost."""
+    learning, note = _apart(store, [truth])
+    learning = learning.take(learning.column("n_bright") >= 0)
+    for chips, what in ((learning, "to calibrate with"), (truth, "to judge on")):
+        if not chips.keeps_pixels:
+            return {}, f"No {EXTRACTION}: the chips {what} ({Path(chips.path).name}) keep no pixels.", []
+        if len(chips) < least:
+            reason = f"{len(chips)} chips {what} ({note if chips is learning else Path(chips.path).name})"
+            return {}, f"No {EXTRACTION}: {reason}; it needs at least {least}.", []
+    judged, seconds = judge_extraction(client, learning, truth, stages)
+    cost: list[Cost] = []
+    if costs:
+        exptime, band = truth.column("exptime"), truth.column("band")
+        usual = int(np.argsort(seconds)[len(seconds) // 2])
+        row = int(truth.rows[usual])
+        cost.append(measure_extraction(EXTRACTION, truth.path, row, float(exptime[usual]), str(band[usual])))
+    note = f"Calibrated with {note}. {EXTRACTION.capitalize()} took {seconds.mean():.2f} CPU s a chip"
+    return {EXTRACTION: judged}, f"{note}, {seconds.max():.2f} at most.", cost
 
-    group, started = zarr.open_group(path, mode="r"), time.process_time()
-    counts = count_sources(array_of(group, "image")[row], array_of(group, "mask")[row], exptime, band)
-    return {"counts": np.array([counts], object), "seconds": np.array([time.process_time() - started])}
 
-
-def judge_classical(
+def judge_extraction(
     client: Client, learning: Truth, truth: Truth, stages: Stages | None = None
-) -> tuple[Judged, float] | None:
-    """Source extraction, calibrated on the learning store; None where a store keeps no pixels, or too few."""
-    if any("image" not in open_group(chips.path) for chips in (learning, truth)):
-        return None
-    if learning.path == truth.path:
-        learning = learning.take(np.flatnonzero(~np.isin(learning.column("field"), truth.column("field"))))
-    if min(len(learning.rows), len(truth.rows)) < LEAST_PIXELS:
-        return None
+) -> tuple[Judged, NDArray[np.float64]]:
+    """Source extraction on chips that keep their pixels, calibrated on others; with the CPU time of each chip, s."""
     found = [_detections(client, chips, stages) for chips in (learning, truth)]
-    calibration = fit_calibration(
-        found[0]["counts"].tolist(), learning.column("band"), learning.column("n_star"), learning.column("n_bright")
-    )
+    known = (learning.column(name) for name in ("band", "n_star", "n_bright"))
+    calibration = fit_calibration(found[0]["counts"].tolist(), *known)
     predicted = apply_calibration(calibration, found[1]["counts"].tolist(), truth.column("band"))
-    return _judged(truth, predicted), float(found[1]["seconds"].mean())
+    return truth.judge(predicted), found[1]["seconds"]
 
 
 def _detections(client: Client, chips: Truth, stages: Stages | None) -> dict[str, NDArray]:
@@ -281,7 +311,8 @@ def _collect(
         parts.append((task.key, result))
         if progress:
             progress(task.name, "done", "")
-    order = np.argsort(np.concatenate([key for key, _ in parts]), kind="stable")
-    together = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
-    assert len(order) == len(rows)
-    return together
+    keys = np.concatenate([key for key, _ in parts])
+    order = np.argsort(keys, kind="stable")
+    if not np.array_equal(keys[order], rows):
+        raise RuntimeError(f"{stage} gave {len(keys)} chips where {len(rows)} were asked for")
+    return {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}

@@ -12,37 +12,54 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from distributed import Client, Future, get_worker
 
 from csst_dask.errors import ConfigError
-from csst_dask.training.rank import LEASH, STOPPED, TOLD, WRONG
+from csst_dask.runners.cluster import known_workers, wait_for_workers
 
 POLL = 0.25
 """Seconds between looks at a gang."""
-PATIENCE = 20.0
-"""Seconds that ranks get to write a checkpoint when they are asked to stop, and the gang to end."""
-SILENCE = 10
-"""A gang that says nothing for so many timeouts has hung before its first step."""
+GRACE = 1.0
+"""Seconds that the other ranks get, when one has failed, to tell whose fault it was."""
+REPLY = 60.0
+"""Seconds in which a worker answers, the first time too, when it imports this package."""
+PATIENCE = 60.0
+"""Seconds that ranks get to write a checkpoint when they are asked to stop, and to end when they are killed."""
+RETURN = 10.0
+"""Seconds that a lost worker gets to be replaced before the gang goes on without it."""
+START = 600.0
+"""Seconds in which a gang shows its first sign of life."""
+SILENCE = 3
+"""A gang that shows none for so many timeouts has hung."""
+
+OURS = "csst-dask: "
+"""Starts the message with which a rank ends."""
 
 Progress = Callable[[int, int, int, int, float], None]
 
 _running: dict[str, subprocess.Popen] = {}
-"""Ranks of this worker, by gang."""
+"""Ranks of this worker, by gang and rank."""
+_over: set[str] = set()
+"""Gangs that were ended, whose ranks start too late."""
 
 
 class GangBroken(RuntimeError):
     """A rank or its worker was lost."""
 
 
-class RankStopped(RuntimeError):
-    """A rank was asked to stop and has written a checkpoint."""
+class RanksStopped(Exception):
+    """Somebody asked the ranks to stop; a checkpoint is there."""
 
 
 def train_gang(
@@ -64,7 +81,7 @@ def train_gang(
     spec : Path
         From `csst_dask.training.rank.write_spec`; all workers see it, and the folders that it names.
     ranks : int
-        Wanted; no more than there are workers.
+        Workers to begin with.
     timeout : float
         Of a collective operation, s.
     restarts : int
@@ -77,190 +94,288 @@ def train_gang(
     Raises
     ------
     ConfigError
-        If the ranks find their settings wrong, or if there is no worker.
+        If the ranks find their settings wrong, or if there are not so many workers.
     GangBroken
         If it broke once too often.
     KeyboardInterrupt
         If they were asked to stop.
     """
+    wait_for_workers(client, ranks)
     for attempt in range(restarts + 1):
-        workers = _workers(client, ranks)
         try:
-            _one_gang(client, spec, workers, timeout, progress)
+            gang = Gang(client, spec, _addresses(client)[:ranks], timeout, progress)
+            gang.train()
             return
+        except RanksStopped as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
         except GangBroken as broken:
             if attempt == restarts:
                 raise GangBroken(f"{broken}; given up after {restarts} restarts, run it again to go on") from None
             tell(f"{broken}; starting again from the last checkpoint ({attempt + 1} of {restarts})")
-            _wait_for_workers(client)
-
-
-def _workers(client: Client, ranks: int) -> list[str]:
-    """Addresses of as many workers as there shall be ranks, those of one host beside each other."""
-    known = sorted(client.scheduler_info(n_workers=-1)["workers"])
-    if not known:
-        raise ConfigError("the cluster has no worker to train on; start workers first, or choose fewer ranks")
-    return known[:ranks]
-
-
-def _wait_for_workers(client: Client) -> None:
-    """A nanny needs a moment to start a lost worker again; one worker is enough to go on."""
-    end = time.monotonic() + PATIENCE
-    while not client.scheduler_info(n_workers=-1)["workers"] and time.monotonic() < end:
-        time.sleep(POLL)
-    time.sleep(1.0)
-
-
-def _one_gang(client: Client, spec: Path, workers: Sequence[str], timeout: float, progress: Progress | None) -> None:
-    gang = f"train-{uuid.uuid4().hex[:8]}"
-    heard = [time.monotonic()]
-
-    def listen(event: tuple[float, Any]) -> None:
-        heard[0] = time.monotonic()
-        if progress and isinstance(event[1], list):
-            progress(*event[1])
-
-    client.subscribe_topic(gang, listen)
-    try:
-        host, port = client.submit(_free_port, workers=[workers[0]], pure=False).result(timeout=PATIENCE)
-        futures = [
-            client.submit(
-                run_rank, gang, str(spec), rank, list(workers), host, port,
-                key=f"{gang}-rank-{rank}", workers=[address], allow_other_workers=False, pure=False, retries=0,
-            )
-            for rank, address in enumerate(workers)
-        ]  # fmt: skip
-        _watch(client, gang, futures, workers, heard, SILENCE * timeout)
-    except TimeoutError:
-        raise GangBroken(f"the worker {workers[0]} does not answer") from None
-    finally:
-        client.unsubscribe_topic(gang)
-
-
-def _watch(
-    client: Client, gang: str, futures: list[Future], workers: Sequence[str], heard: list[float], silence: float
-) -> None:
-    """Wait for all ranks; end them all when one is lost."""
-    try:
-        while any(future.status == "pending" for future in futures):
+        end = time.monotonic() + RETURN
+        while len(_addresses(client, 0)) < ranks and time.monotonic() < end:
             time.sleep(POLL)
-            for rank, future in enumerate(futures):
-                if future.status == "error":
-                    _raise_for(rank, future)
-            lost = set(workers) - set(client.scheduler_info(n_workers=-1)["workers"])
-            if lost:
-                raise GangBroken(f"lost the worker {sorted(lost)[0]} of a rank")
-            if time.monotonic() - heard[0] > silence:
-                raise GangBroken(f"no rank has moved for {silence:g} s")
-        for rank, future in enumerate(futures):
-            if future.status != "finished":
-                _raise_for(rank, future)
-    except KeyboardInterrupt:
-        _signal(client, gang, workers, signal.SIGTERM)
-        _settle(futures, PATIENCE)
-        raise
-    finally:
-        _signal(client, gang, workers, signal.SIGKILL)
-        _settle(futures, PATIENCE)
-        client.cancel(futures, force=True)
 
 
-def _raise_for(rank: int, future: Future) -> None:
-    error = future.exception() if future.status == "error" else None
-    if isinstance(error, ConfigError):
-        raise error
-    if isinstance(error, RankStopped):
-        raise KeyboardInterrupt(str(error))
-    raise GangBroken(f"rank {rank} failed: {error or future.status}")
+def _addresses(client: Client, least: int = 1) -> list[str]:
+    """Workers that are there, those of one host beside each other."""
+    try:
+        found = sorted(known_workers(client))
+    except (OSError, TimeoutError) as error:
+        raise GangBroken(f"the scheduler does not answer ({error})") from None
+    if len(found) < least:
+        raise GangBroken("the cluster has no worker left")
+    return found
 
 
-def _settle(futures: list[Future], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while any(future.status == "pending" for future in futures) and time.monotonic() < end:
-        time.sleep(POLL)
+@dataclass
+class Gang:
+    """Ranks that train together, from their start to their end."""
+
+    client: Client
+    spec: Path
+    workers: list[str]
+    """One for each rank, in their order."""
+    timeout: float
+    progress: Progress | None = None
+    name: str = field(default_factory=lambda: f"train-{uuid.uuid4().hex[:8]}")
+    futures: list[Future] = field(default_factory=list)
+    heard: deque[Any] = field(default_factory=deque)
+    """What ranks have told and nobody has looked at."""
+
+    def train(self) -> None:
+        """Start the ranks and wait for them; whatever happens, none is left.
+
+        Raises
+        ------
+        ConfigError, GangBroken, RanksStopped, KeyboardInterrupt
+            As for `train_gang`.
+        """
+        self.client.subscribe_topic(self.name, lambda event: self.heard.append(event[1]))
+        try:
+            self._start()
+            self._watch()
+        except KeyboardInterrupt:
+            self._signal(signal.SIGTERM)
+            self._settle(PATIENCE)
+            raise
+        finally:
+            if self._pending():
+                self._signal(signal.SIGKILL)
+                self._settle(PATIENCE)
+            self.client.cancel(self.futures, force=True)
+            self.client.unsubscribe_topic(self.name)
+
+    def _start(self) -> None:
+        from csst_dask.training.rank import LEASH, TOLD
+
+        met = self._on_workers(self.workers, introduce)
+        for address in self.workers:
+            if not isinstance(met.get(address), dict):
+                raise GangBroken(f"the worker {address} does not answer: {met.get(address, f'waited {REPLY:g} s')}")
+        for rank, environment in enumerate(environments(self.workers, met)):
+            future = self.client.submit(
+                run_rank, self.name, str(self.spec), rank, environment | {LEASH: "1"}, TOLD,
+                key=f"{self.name}-rank-{rank}", workers=[self.workers[rank]], allow_other_workers=False,
+                pure=False, retries=0,
+            )  # fmt: skip
+            self.futures.append(future)
+
+    def _watch(self) -> None:
+        """Until all ranks have ended well."""
+        ends: dict[int, tuple[int, str]] = {}
+        heard, patience = time.monotonic(), START
+        while len(ends) < len(self.futures):
+            time.sleep(POLL)
+            if self._pass_on():
+                heard, patience = time.monotonic(), SILENCE * self.timeout
+            ends |= self._ended(ends)
+            if any(status for status, _ in ends.values()):
+                self._judge(ends)
+            there = _addresses(self.client, 0)
+            for rank in self._pending():
+                if self.workers[rank] not in there:
+                    raise GangBroken(f"lost the worker {self.workers[rank]} of rank {rank}")
+            if time.monotonic() - heard > patience:
+                raise GangBroken(f"no rank has moved for {patience:g} s")
+        self._pass_on()
+
+    def _pass_on(self) -> bool:
+        """Whether ranks have shown a sign of life; progress goes to who wants it."""
+        told = [self.heard.popleft() for _ in range(len(self.heard))]
+        for step in told:
+            if step and self.progress:
+                self.progress(*step)
+        return bool(told)
+
+    def _pending(self) -> list[int]:
+        return [rank for rank, future in enumerate(self.futures) if future.status == "pending"]
+
+    def _ended(self, known: Container[int]) -> dict[int, tuple[int, str]]:
+        """Exit status and last words of ranks that have ended."""
+        ends = {}
+        for rank, future in enumerate(self.futures):
+            if rank in known or future.status == "pending":
+                continue
+            try:
+                ends[rank] = future.result(timeout=REPLY)
+            except Exception as error:  # of the worker's
+                ends[rank] = 1, f"{type(error).__name__}: {error}"
+            except CancelledError:
+                ends[rank] = 1, "the scheduler has forgotten it"
+        return ends
+
+    def _judge(self, ends: dict[int, tuple[int, str]]) -> NoReturn:
+        """Say why ranks have ended; the first one to be noticed is not always the cause."""
+        from csst_dask.training.rank import STOPPED, WRONG
+
+        asked = any(status == STOPPED for status, _ in ends.values())
+        self._settle(PATIENCE if asked else GRACE)
+        ends = ends | self._ended(ends)
+        bad = {rank: end for rank, end in sorted(ends.items()) if end[0]}
+        for rank, (status, text) in bad.items():
+            if status == WRONG:
+                raise ConfigError(text)
+            if status < 0:
+                raise GangBroken(f"rank {rank} was killed by {signal.Signals(-status).name}")
+        for _, (status, text) in bad.items():
+            if status == STOPPED:
+                raise RanksStopped(text)
+        rank, (status, text) = next(iter(bad.items()))
+        raise GangBroken(f"rank {rank} ended with exit status {status}: {text}")
+
+    def _settle(self, seconds: float) -> None:
+        """Wait for the ranks to end, but for those whose worker is gone."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                there = known_workers(self.client)
+            except (OSError, TimeoutError):
+                return
+            if not any(self.workers[rank] in there for rank in self._pending()):
+                return
+            time.sleep(POLL)
+
+    def _signal(self, number: int) -> None:
+        self._on_workers(self.workers, signal_ranks, self.name, int(number), seconds=10.0)
+
+    def _on_workers(
+        self, workers: Iterable[str], function: Callable, *args: Any, seconds: float = REPLY
+    ) -> dict[str, Any]:
+        """What a function returns, or the error that it raises, on those workers that answer in time."""
+        found: dict[str, Any] = {}
+
+        def ask(address: str) -> None:
+            try:
+                found.update(self.client.run(function, *args, workers=[address], on_error="return"))
+            except Exception as error:  # the worker has left
+                found[address] = error
+
+        threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in workers]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return dict(found)
 
 
-def _signal(client: Client, gang: str, workers: Sequence[str], number: int) -> None:
-    alive = [address for address in workers if address in client.scheduler_info(n_workers=-1)["workers"]]
-    if alive:
-        client.run(signal_rank, gang, int(number), workers=alive, on_error="ignore")
+def environments(workers: Sequence[str], met: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What each rank finds in its environment, as torchrun would put it there.
+
+    LOCAL_RANK is the place of the rank's GPU among those that it sees. Where every worker of a host was given its own
+    (as dask-cuda does: it turns the list, so that the worker's own comes first), that is 0.
+
+    Parameters
+    ----------
+    workers : sequence of str
+        Address of the worker of each rank.
+    met : mapping
+        Worker -> what `introduce` returned there.
+
+    Returns
+    -------
+    list of dict
+    """
+    hosts = [urlsplit(address).hostname or "" for address in workers]
+    found = []
+    for rank, host in enumerate(hosts):
+        here = [place for place, other in enumerate(hosts) if other == host]
+        firsts = [(met[workers[place]]["visible"] or "").split(",")[0] for place in here]
+        apart = all(firsts) and len(set(firsts)) == len(firsts)
+        environment = {
+            "RANK": rank, "WORLD_SIZE": len(workers), "LOCAL_WORLD_SIZE": len(here),
+            "LOCAL_RANK": 0 if apart else here.index(rank),
+            "MASTER_ADDR": hosts[0], "MASTER_PORT": met[workers[0]]["port"],
+        }  # fmt: skip
+        found.append({name: str(value) for name, value in environment.items()})
+    return found
 
 
-def signal_rank(gang: str, number: int) -> None:
-    """Send a signal to the rank that runs on this worker, if it still does."""
+def introduce() -> dict[str, Any]:
+    """A port that nobody uses on this worker's host, and which GPUs the worker sees."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return {"port": probe.getsockname()[1], "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def signal_ranks(gang: str, number: int) -> None:
+    """Send a signal to the ranks of a gang on this worker; after SIGKILL none starts any more."""
+    if number == signal.SIGKILL:
+        _over.add(gang)
     for name, process in list(_running.items()):
         if name.startswith(gang) and process.poll() is None:
             process.send_signal(number)
 
 
-def _free_port() -> tuple[str, int]:
-    """Where the first rank can be met: its worker's host, and a port that nobody uses there."""
-    host = get_worker().address.split("://")[-1].rpartition(":")[0].strip("[]")
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return host, probe.getsockname()[1]
-
-
-def run_rank(gang: str, spec: str, rank: int, workers: list[str], host: str, port: int) -> None:
-    """Run one rank under this worker and pass on what it says.
+def run_rank(gang: str, spec: str, rank: int, environment: dict[str, str], told: str) -> tuple[int, str]:
+    """Run one rank under this worker and pass on what it tells.
 
     Parameters
     ----------
     gang : str
-        Topic of the events that carry the progress.
+        Topic of the events that carry what it tells.
     spec : str
         What to do.
     rank : int
-    workers : list of str
-        Addresses of all ranks' workers.
-    host, port : str, int
-        Where the first rank is met.
+    environment : dict
+        Of the rank, on top of the worker's own.
+    told : str
+        Starts the lines that carry an event; what follows is JSON.
 
-    Raises
-    ------
-    ConfigError
-        If the rank found its settings wrong.
-    RankStopped
-        If it was asked to stop.
-    RuntimeError
-        If it failed.
+    Returns
+    -------
+    status : int
+        Exit status, or minus the number of the signal that killed it.
+    text : str
+        Its last words.
     """
-    own = [place for place, other in enumerate(workers) if _host(other) == _host(workers[rank])]
-    environment = {
-        "RANK": rank, "WORLD_SIZE": len(workers), "LOCAL_RANK": own.index(rank), "LOCAL_WORLD_SIZE": len(own),
-        "MASTER_ADDR": host, "MASTER_PORT": port, LEASH: 1,
-    }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "csst_dask.training.rank", spec],
-        env=os.environ | {name: str(value) for name, value in environment.items()},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,  # the rank ends when it is closed
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,  # Ctrl-C is for the client, which asks the ranks to stop
     )  # fmt: skip
-    name = f"{gang}-{rank}"
+    name, said = f"{gang}-{rank}", deque[str](maxlen=20)
     _running[name] = process
-    said: deque[str] = deque(maxlen=20)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(TOLD):
-                get_worker().log_event(gang, json.loads(line.removeprefix(TOLD)))
+        if gang in _over:
+            process.kill()
+        for line in process.stdout or ():
+            if line.startswith(told):
+                get_worker().log_event(gang, json.loads(line.removeprefix(told)))
             elif line.strip():
                 said.append(line.strip())
-        status = process.wait()
+        return process.wait(), last_words(said)
     finally:
         process.kill()
+        process.wait()
         _running.pop(name, None)
-    if status == WRONG:
-        raise ConfigError(_last(said).removeprefix("csst-dask: "))
-    if status == STOPPED:
-        raise RankStopped(_last(said).removeprefix("csst-dask: "))
-    if status:
-        raise RuntimeError(f"exit status {status}: {_last(said)}")
 
 
-def _host(address: str) -> str:
-    return address.split("://")[-1].rpartition(":")[0]
-
-
-def _last(said: deque[str]) -> str:
-    ours = [line for line in said if line.startswith("csst-dask: ")]
-    return (ours or list(said) or ["it said nothing"])[-1]
+def last_words(said: Iterable[str]) -> str:
+    """Our own message among the lines of a process, or its last line."""
+    lines = list(said)
+    ours = [line.removeprefix(OURS) for line in lines if line.startswith(OURS)]
+    return (ours or lines or ["it said nothing"])[-1]

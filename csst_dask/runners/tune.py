@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import shutil
+import threading
+import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
-from distributed import Client
+from distributed import Client, get_worker
 
 from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
+from csst_dask.runners.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
 from csst_dask.runners.window import Failure, Task, run_tasks
 
 if TYPE_CHECKING:
@@ -29,15 +38,26 @@ SPACE: dict[str, tuple[float, float]] = {
 OF_LOSS = ("mse_weight", "mae_weight", "relative_weight")
 OF_LAYERS = ("layer_rate_last", "layer_rate_rest")
 
+_one_at_a_time = threading.Lock()
+"""Torch's generators and number of threads belong to the process, so a worker trains one trial at a time."""
 
-def searched(task: str, config: TrainingConfig) -> tuple[str, ...]:
-    """Keys of `SPACE` that matter to a task: loss weights to the paper's regressor, layers to a pretrained one."""
+
+def search_space(task: str, config: TrainingConfig) -> dict[str, tuple[float, float]]:
+    """What of `SPACE` matters to a task: loss weights to the paper's regressor, layers to a pretrained one."""
     names = [name for name in SPACE if name not in (*OF_LOSS, *OF_LAYERS)]
     if task == "regressor" and config.recipe == "paper":
         names += OF_LOSS
         if config.pretrained is not None:
             names += OF_LAYERS
-    return tuple(names)
+    return {name: SPACE[name] for name in names}
+
+
+def settings_of(params: dict[str, float], config: TrainingConfig) -> dict[str, Any]:
+    """Fields of the ``training`` section for the parameters of a trial."""
+    found: dict[str, Any] = {name: value for name, value in params.items() if name not in OF_LAYERS}
+    if OF_LAYERS[0] in params:
+        found["layer_rates"] = [config.layer_rates[0], params[OF_LAYERS[0]], params[OF_LAYERS[1]]]
+    return found
 
 
 def tune_network(
@@ -53,7 +73,9 @@ def tune_network(
     """Run trials until there are as many as asked for; called again it goes on.
 
     Every trial trains on the training chips and is judged by its score on the validation chips; one that is behind the
-    median of the others at the same epoch is pruned (Akiba et al. 2019, KDD, 2623).
+    median of the others at the same epoch is pruned (Akiba et al. 2019, KDD, 2623), and so is one whose loss diverges.
+    Trials that were running when their client or worker died count as failed, and their parameters are tried again.
+    On one worker, a search draws the same trials again for the same ``training.seed``.
 
     Parameters
     ----------
@@ -63,159 +85,194 @@ def tune_network(
     store : str
         Survey store with truth; all workers see it, and ``out``.
     trials : int
-        Finished or pruned trials in the end.
+        Finished or pruned trials in the end, those of earlier calls included.
     out : Path
-        Receives ``study.log`` (the study), ``best.yaml`` (a configuration) and the inputs that trials share.
+        Receives `JOURNAL`, ``best.yaml`` (a configuration that repeats the best trial) and the inputs that trials
+        share. For one call at a time.
     config : Config
         Section ``training``: what is not searched.
     progress, expect : callable, optional
-        Called once per trial, and with the number of trials.
+        Called with name, state and reason of each trial, and with the number of trials.
 
     Returns
     -------
     dict
-        ``score`` (accuracy, or mean absolute error in dex), ``settings``, ``trials``, ``pruned`` and ``failed``.
+        ``score`` (accuracy, or mean absolute error in dex) and ``settings`` of the best trial; ``trials`` that finished
+        or were pruned, ``pruned`` and ``failed`` ones of the study.
 
     Raises
     ------
     ConfigError
-        If Optuna is missing, the study is of another task or recipe, or no trial finished.
+        If Optuna is missing, a setting is wrong, the folder holds another study, or no trial finished.
     """
+    settings = config.training.model_dump(mode="json")
+    if config.training.pretrained is not None:
+        settings["pretrained"] = str(config.training.pretrained.resolve())
+    store, out = str(Path(store).resolve()) if "://" not in store else store, Path(out).resolve()
+    identity = client.submit(identify, task, store, settings, pure=False).result()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    search = Search(task, store, str(out), settings, f"{task}-{digest[:16]}", uuid.uuid4().hex)
+    study = create_study(search, identity)
+    fail_orphans(study, out)
+    left = max(0, trials - count_states(study)["ended"])
+    if expect:
+        expect(left)
+    if left:
+        client.submit(prepare, search, pure=False).result()
+    first = len(study.trials)
+    tasks = (Task(f"trial-{k}", (search, k, _workers_by_host(client))) for k in range(first, first + left))
+    for unit, result in run_tasks(client, "tune", run_trial, tasks):
+        state, reason = ("failed", result.reason) if isinstance(result, Failure) else result
+        if progress:
+            progress(unit.name, state, reason)
+    fail_orphans(study, out)
+    return _conclude(study, search, identity["arch"])
+
+
+def _conclude(study: optuna.Study, search: Search, arch: str) -> dict[str, Any]:
+    """Write the best settings and count the trials."""
     import yaml
 
     from csst_dask.models.files import write_atomically
+    from csst_dask.training.run import HOW
 
-    study = _study(out, task, config.training)
-    _bury(study)
-    left = max(0, trials - len(_ended(study)))
-    if expect:
-        expect(left)
-    spec = (task, str(Path(store).resolve()), str(out), config.training.model_dump(mode="json"))
-    if left:
-        client.submit(share_inputs, *spec, pure=False).result()
-    tasks = (Task(f"trial-{k}", spec) for k in range(left))
-    failed = 0
-    for unit, result in run_tasks(client, "tune", run_trial, tasks):
-        failed += isinstance(result, Failure)
-        if progress:
-            bad = isinstance(result, Failure)
-            progress(unit.name, "failed" if bad else "done", result.reason if isinstance(result, Failure) else "")
-    done = [trial for trial in _ended(study) if trial.value is not None and trial.state.name == "COMPLETE"]
-    if not done:
-        raise ConfigError(f"none of the trials in {out} finished; the reasons are above, choose another folder")
-    best = settings_of(study.best_trial.params, config.training)
-    write_atomically(out / "best.yaml", yaml.safe_dump({"training": best}, sort_keys=False).encode())
-    pruned = sum(trial.state.name == "PRUNED" for trial in _ended(study))
-    return {
-        "score": study.best_value,
-        "settings": best,
-        "trials": len(_ended(study)),
-        "pruned": pruned,
-        "failed": failed,
-    }
+    states = count_states(study)
+    if not states["COMPLETE"]:
+        raise ConfigError(
+            f"none of the trials in {search.out} finished ({states['PRUNED']} pruned, {states['FAIL']} failed, for the "
+            "reasons above); change the settings and choose another folder, or ask for more trials"
+        )
+    found = settings_of(study.best_trial.params, search.config)
+    whole = search.config.model_dump(mode="json", exclude=HOW - {"parts"}, exclude_none=True) | {"arch": arch} | found
+    said = f"# {search.task}, trial {study.best_trial.number} of {JOURNAL}: validation score {study.best_value:.6g}\n"
+    text = said + yaml.safe_dump({"training": whole}, sort_keys=False)
+    write_atomically(Path(search.out) / "best.yaml", text.encode())
+    counts = {"trials": states["ended"], "pruned": states["PRUNED"], "failed": states["FAIL"]}
+    return {"score": study.best_value, "settings": found} | counts
 
 
-def settings_of(params: dict[str, float], config: TrainingConfig) -> dict[str, Any]:
-    """Fields of the ``training`` section for the parameters of a trial."""
-    found: dict[str, Any] = {name: value for name, value in params.items() if name not in OF_LAYERS}
-    if OF_LAYERS[0] in params:
-        found["layer_rates"] = [config.layer_rates[0], params[OF_LAYERS[0]], params[OF_LAYERS[1]]]
-    return found
+def identify(task: str, store: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes a study what it is: task, chips and every setting that is fixed; runs on a worker."""
+    run, config = _plan(task, store, settings), TrainingConfig.model_validate(settings)
+    space = search_space(task, config)
+    fixed = {name: value for name, value in run.settings.items() if name not in space}
+    if OF_LAYERS[0] in space:
+        fixed["layer_rates"] = fixed["layer_rates"][:1]
+    return {"chips": run.inputs_key, "parts": config.parts} | fixed
 
 
-def share_inputs(task: str, store: str, out: str, settings: dict[str, Any]) -> None:
-    """Make the inputs of all trials, once."""
-    from csst_dask.training.fit import make_inputs_of
+def prepare(search: Search) -> None:
+    """Make the inputs that trials share, and build the network once to see that it can be built; runs on a worker."""
+    import torch
 
-    samples, split, config = _data(store, settings)
-    make_inputs_of(task, samples, split, config, Path(out) / "inputs")
+    from csst_dask.training.cache import InputCache
+
+    run = _plan(search.task, search.store, search.settings)
+    folder = Path(search.out) / "inputs" / run.inputs_key
+    InputCache.fill(folder, run.samples, run.visited, run.inputs)
+    run.build(InputCache.open(folder, run.samples, run.visited), torch.device("cpu"))
 
 
-def run_trial(task: str, store: str, out: str, settings: dict[str, Any]) -> str:
-    """One trial; its state and values are in the study's file.
+def run_trial(search: Search, place: int, workers: dict[str, int]) -> tuple[str, str]:
+    """One trial, on a worker; its state and values are in the study.
+
+    What goes wrong is part of the answer, so that the cluster does not repeat a trial that has failed.
 
     Parameters
     ----------
-    task, store, out : str
-    settings : dict
-        Of `TrainingConfig`.
+    search : Search
+    place : int
+        Of the trial among all; the sampler's seed follows from it.
+    workers : dict of str to int
+        Workers by host, which share the cores of the host.
 
     Returns
     -------
-    str
-        State of the trial.
+    state : str
+        ``done``, ``pruned`` or ``failed``.
+    reason : str
+        Why, if it was not done.
     """
+    import optuna
+    from optuna.trial import TrialState
+
+    from csst_dask.training.losses import Diverged
+
+    unit = f"{search.call} {place}"
+    with _one_at_a_time:
+        study = open_study(search, place)
+        earlier = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("unit") == unit]
+        fail_orphans(study, Path(search.out), earlier)  # of a worker that died
+        trial = study.ask()
+        trial.set_user_attr("unit", unit)
+        try:
+            value = _train(search, trial, _threads(workers))
+        except (optuna.TrialPruned, Diverged) as reason:
+            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            return "pruned", str(reason)
+        except Exception as error:
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            return "failed", f"{type(error).__name__}: {error}"
+        study.tell(trial, value, skip_if_finished=True)
+        return "done", ""
+
+
+def _train(search: Search, trial: optuna.Trial, threads: int) -> float:
+    """Validation score of the epoch that a training with these parameters keeps."""
     import optuna
 
     from csst_dask.training import fit
+    from csst_dask.training.losses import Diverged
 
-    samples, split, config = _data(store, settings)
-    study = _study(Path(out), task, config)
+    space = search_space(search.task, search.config)
+    params = {name: trial.suggest_float(name, *limits, log=True) for name, limits in space.items()}
+    config = TrainingConfig.model_validate(search.settings | settings_of(params, search.config))
+    rows: list[dict[str, float]] = []
 
-    def objective(trial: optuna.Trial) -> float:
-        params = {name: trial.suggest_float(name, *SPACE[name], log=True) for name in searched(task, config)}
-        chosen = TrainingConfig.model_validate(settings | settings_of(params, config))
+    def watch(row: dict[str, float]) -> None:
+        rows.append(row)
+        trial.report(row["validation_score"], int(row["epoch"]))
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"behind the median after epoch {row['epoch']:.0f}")
 
-        def watch(row: dict[str, float]) -> None:
-            trial.report(row["validation_score"], int(row["epoch"]))
-            if trial.should_prune():
-                raise optuna.TrialPruned
+    def progress(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} in epoch {epoch}")
 
-        folder = Path(out) / f"trial-{trial.number:04d}"
-        fit(task, samples, split, chosen, folder, watch=watch, inputs=Path(out) / "inputs")
-        return _best_score(folder, task)
-
-    study.optimize(objective, n_trials=1, catch=())
-    return study.trials[-1].state.name
-
-
-def _best_score(folder: Path, task: str) -> float:
-    import csv
-
-    with (folder / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    best = min(rows, key=lambda row: float(row["validation_loss"]))
-    return float(best["validation_score"])
+    samples, split = _data(search.store, config)
+    folder, inputs = Path(search.out) / trial_folder(trial.number), Path(search.out) / "inputs"
+    try:
+        fit(search.task, samples, split, config, folder, progress, threads=threads, watch=watch, inputs=inputs)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    best = min(reversed(rows), key=lambda row: row["validation_loss"])  # the last one of equals, as `fit` does
+    return best["validation_score"]
 
 
-def _data(store: str, settings: dict[str, Any]) -> tuple[Any, Any, TrainingConfig]:
+def _data(store: str, config: TrainingConfig) -> tuple[Any, Any]:
     from csst_dask.training import load_samples
 
-    config = TrainingConfig.model_validate(settings)
     samples = load_samples(store, config.bands)
-    return samples, samples.split(config.seed), config
+    return samples, samples.split(config.seed, config.split)
 
 
-def _study(out: Path, task: str, config: TrainingConfig) -> optuna.Study:
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise ConfigError("tuning needs optuna, which is not installed: pip install 'csst_dask[train]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    out.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(out / "study.log")))
-    name = f"{task} {config.recipe} {config.arch or 'default'} {config.epochs} epochs"
-    others = [known.study_name for known in optuna.get_all_study_summaries(storage) if known.study_name != name]
-    if others:
-        raise ConfigError(f"{out} holds the study '{others[0]}', expected '{name}'; choose another folder")
-    return optuna.create_study(
-        storage=storage, study_name=name, load_if_exists=True,
-        direction="maximize" if task == "classifier" else "minimize",
-        sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
-    )  # fmt: skip
+def _plan(task: str, store: str, settings: dict[str, Any]) -> Any:
+    from csst_dask.training.recipes import task_named
+    from csst_dask.training.run import plan_run
+
+    config = TrainingConfig.model_validate(settings)
+    return plan_run(task_named(task), *_data(store, config), config)
 
 
-def _bury(study: optuna.Study) -> None:
-    """Trials that were running when their workers died count as failed."""
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
+def _workers_by_host(client: Client) -> dict[str, int]:
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    return dict(Counter(str(urlparse(address).hostname) for address in known))
 
 
-def _ended(study: optuna.Study) -> list[Any]:
-    from optuna.trial import TrialState
+def _threads(workers: dict[str, int]) -> int:
+    """Threads of a trial: what its worker was given, or its share of the host's cores if that is more."""
+    from dask.system import CPU_COUNT
 
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    worker = get_worker()
+    host = str(urlparse(worker.address).hostname)
+    return max(worker.state.nthreads, CPU_COUNT // workers.get(host, 1))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
+import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,9 @@ from csst_dask.training.samples import Samples
 BLOCK = 32
 """Chips whose inputs are made at a time."""
 
+_OWNER = f"{socket.gethostname().replace('.', '_')}-{os.getpid()}"
+"""Names this process among all that share a file system."""
+
 
 @dataclass(frozen=True, eq=False)
 class InputCache:
@@ -32,42 +39,52 @@ class InputCache:
     """Row of the samples -> row of ``maps``, -1 where it has none."""
 
     @staticmethod
-    def fill(folder: Path, samples: Samples, rows: NDArray[np.int64], kind: str) -> None:
+    def fill(
+        folder: Path,
+        samples: Samples,
+        rows: NDArray[np.int64],
+        kind: str,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make the inputs of some chips, unless the folder holds them already.
 
         Parameters
         ----------
         folder : Path
-            Of this training alone. A folder that is not complete is made anew.
+            Appears when it is complete. Trainings that make it at the same time do not disturb each other.
         samples : Samples
         rows : (k,) int array
         kind : str
             Kind of inputs; a chip takes 0.4 MB with four channels.
+        alive : callable
+            Called after every block of chips.
         """
-        if not (folder / "whole").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            shape = (len(rows), input_channels(kind), *samples.reduced.shape[2:])
-            maps = np.lib.format.open_memmap(folder / "maps.npy", "w+", np.float16, shape)
-            context = np.empty((len(rows), context_length(kind)), np.float32)
-            for start in range(0, len(rows), BLOCK):
-                maps[start : start + BLOCK], context[start : start + BLOCK] = make_block(
-                    samples, rows[start : start + BLOCK], kind
-                )
-            maps.flush()
-            np.save(folder / "context.npy", context)
-            (folder / "whole").touch()
+        if folder.exists():
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(folder)
+        passing = folder.with_name(f".{folder.name}.{_OWNER}.{secrets.token_hex(4)}")
+        try:
+            _write(passing, samples, rows, kind, alive)
+            os.replace(passing, folder)
+        except OSError:
+            if not folder.exists():  # else somebody else was faster
+                raise
+        finally:
+            shutil.rmtree(passing, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: Path, samples: Samples, rows: NDArray[np.int64]) -> InputCache:
-        """What `fill` makes, once it is whole; another rank may still be at it."""
-        while not (folder / "whole").exists():
+        """What `fill` makes; waits for it, since another rank may be at it."""
+        while not folder.exists():
             time.sleep(0.2)
         place = np.full(len(samples), -1)
         place[rows] = np.arange(len(rows))
         return cls(np.load(folder / "maps.npy", mmap_mode="r"), np.load(folder / "context.npy"), place)
 
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, rows: NDArray[np.int64], device: torch.device, *, maps: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
         """Inputs of some chips.
 
         Parameters
@@ -75,17 +92,47 @@ class InputCache:
         rows : (k,) int array
             Rows of the samples that `fill` was given.
         device : torch.device
+        maps : bool
+            Read them; else None stands for them.
 
         Returns
         -------
-        maps : (k, channels, iy, ix) float32 tensor
+        maps : (k, channels, iy, ix) float32 tensor or None
             Channels last.
         context : (k, context) float32 tensor
         """
         place = self.place[rows]
-        maps = torch.from_numpy(self.maps[place]).to(device).float()
         context = torch.from_numpy(self.context[place]).to(device)
-        return maps.contiguous(memory_format=torch.channels_last), context
+        if not maps:
+            return None, context
+        tensor = torch.from_numpy(self.maps[place]).to(device).float()
+        return tensor.contiguous(memory_format=torch.channels_last), context
+
+
+def _write(folder: Path, samples: Samples, rows: NDArray[np.int64], kind: str, alive: Callable[[], None]) -> None:
+    folder.mkdir()
+    shape = (len(rows), input_channels(kind), *samples.reduced.shape[2:])
+    maps = np.lib.format.open_memmap(folder / "maps.npy", "w+", np.float16, shape)
+    context = np.empty((len(rows), context_length(kind)), np.float32)
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        maps[block], context[block] = make_block(samples, rows[block], kind)
+        alive()
+    maps.flush()
+    np.save(folder / "context.npy", context)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove what processes of this machine that were killed have left of a folder."""
+    host = _OWNER.rpartition("-")[0]
+    for stray in folder.parent.glob(f".{folder.name}.{host}-*"):
+        process = int(stray.name.split(".")[-2].rpartition("-")[2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            shutil.rmtree(stray, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def make_block(samples: Samples, rows: NDArray[np.int64], kind: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     passing = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        torch.save(state, passing)
+        with passing.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         passing.replace(path)
     finally:
         passing.unlink(missing_ok=True)
+
+
+def tidy(path: Path) -> None:
+    """Remove what kills have left of checkpoints that were being written at ``path``."""
+    for stray in path.parent.glob(f".{path.name}.*"):
+        stray.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from csst_dask.models.density import DensityNetwork
 from csst_dask.schema import N_CLASSES
 from csst_dask.training.cache import BLOCK, make_block
 from csst_dask.training.run import HOW, Run
+from csst_dask.training.samples import SEPARATION, record_split
 
 USUAL = 0.995
 """Share of the validation chips that do not count as unlike the training chips."""
@@ -164,7 +165,7 @@ def predict_rows(
     module.eval()
     found: dict[str, list[NDArray]] = {}
     for start in range(0, len(rows), BLOCK):
-        maps, context = make_block(run.samples, rows[start : start + BLOCK], run.recipe.inputs)
+        maps, context = make_block(run.samples, rows[start : start + BLOCK], run.inputs)
         inputs = torch.from_numpy(maps).to(device), torch.from_numpy(context).to(device)
         answer = ask(module, run.network, inputs[0].contiguous(memory_format=torch.channels_last), inputs[1])
         for name, values in answer.items():
@@ -214,6 +215,7 @@ def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, be
             "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
             "config": json.loads(run.config.model_dump_json(exclude=HOW)),
         },
+        "split": record_split(run.samples, run.split, run.config.seed),
     }
 
 
@@ -235,13 +237,19 @@ def _describe_split(run: Run) -> str:
             (run.split.test, "for the scores below"),
         )
     ]
-    return f"By sky field: {'; '.join(parts)}. {_overlap(run)} Seed {run.config.seed}."
+    sets = "; ".join(parts)
+    if shared := _shared_fields(run):
+        return (
+            f"At random, as in the paper: {sets}. {shared} fields stand in more than one set, so the scores below are "
+            "of sky that the network has seen: they flatter, and serve for comparison with published figures only. "
+            f"Seed {run.config.seed}."
+        )
+    return f"By sky field, {SEPARATION} deg apart: {sets}. No field is shared. Seed {run.config.seed}."
 
 
-def _overlap(run: Run) -> str:
+def _shared_fields(run: Run) -> int:
     sets = [set(run.samples.field[rows]) for rows in (run.split.train, run.split.validation, run.split.test)]
-    shared = (sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2])
-    return f"{len(shared)} fields stand in more than one set." if shared else "No field is shared."
+    return len((sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2]))
 
 
 def _finite(value: float) -> float | None:

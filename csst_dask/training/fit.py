@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.training.cache import InputCache
-from csst_dask.training.checkpoint import load_checkpoint, save_checkpoint
+from csst_dask.training.checkpoint import load_checkpoint, save_checkpoint, tidy
 from csst_dask.training.finish import FitResult, finish
 from csst_dask.training.loop import Loop, Progress, Stopped
 from csst_dask.training.ranks import Ranks, joined
@@ -39,13 +40,14 @@ def fit(
     command: str = "",
     inputs: Path | None = None,
     watch: Callable[[dict[str, float]], None] | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train a network, keep what was best on the validation chips, measure it on the test chips, write it.
 
     Called again with the same arguments it goes on after the last checkpoint, and with the same result as if
     it had not stopped; once finished it returns at once. Where the environment names several ranks (as torchrun
-    does), this process is one of them. Torch's global generators are left as they were. SIGINT and SIGTERM end it
-    after the step at hand with a checkpoint.
+    does), this process is one of them. Torch's global generators are left as they were. While it takes steps, SIGINT
+    and SIGTERM end it after the one at hand with a checkpoint.
 
     Parameters
     ----------
@@ -62,7 +64,8 @@ def fit(
     progress : callable, optional
         Called after every step of the first rank.
     threads : int, optional
-        CPU threads of torch meanwhile; by default every core, shared among the ranks here.
+        CPU threads of torch meanwhile; by default one for each core that this process may use, shared among the
+        ranks here.
     device : str, optional
         By default ``cuda`` where there is one, else ``cpu``.
     crowded : bool
@@ -73,6 +76,8 @@ def fit(
         Folder of inputs that several trainings share; by default one in ``out`` that goes when this is finished.
     watch : callable, optional
         Called with each line of the log, by name; what it raises ends the training.
+    alive : callable
+        Called whenever something has been done: a block of inputs, a forward pass, a checkpoint read.
 
     Returns
     -------
@@ -87,42 +92,40 @@ def fit(
         If a signal ended it.
     """
     run, out = plan_run(task_named(task), samples, split, config, crowded), Path(out)
-    state = load_checkpoint(out / "checkpoint.pt", run.fingerprint)
-    if state and state["finished"]:
+    checkpoint, weights = out / "checkpoint.pt", out / f"{task}.safetensors"
+    with _threads(threads or _share_of_cores()):
+        with joined(device, config.timeout) as ranks:
+            alive()
+            state = ranks.share(partial(load_checkpoint, checkpoint, run.fingerprint))
+            finished, history, stopped = bool(state and state["finished"]), [], None
+            if not finished:
+                loop = _prepare(run, ranks, out, inputs or out / "inputs", state, alive)
+                loop.progress, loop.watch = progress, watch
+                stopped = _learn(loop, state)
+                history, module, best = loop.history, loop.module, loop.best
+                del loop
+        if stopped:
+            raise KeyboardInterrupt(f"{stopped}; call it again to go on")
+        if not finished and ranks.first:
+            module.load_state_dict(best)
+            finish(run, module, ranks.device, history, out, data, command)
+            save_checkpoint(checkpoint, {"fingerprint": run.fingerprint, "finished": True})
+    if ranks.first:
+        tidy(checkpoint)
         if inputs is None:
             shutil.rmtree(out / "inputs", ignore_errors=True)
-        return FitResult.from_folder(out, task)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with _threads(threads or max(1, (os.cpu_count() or 1) // local)), _watched() as stopping:
-        with joined(device, config.timeout) as ranks:
-            loop = _prepare(run, ranks, out, inputs or out / "inputs", state)
-            loop.progress, loop.stopping, loop.watch = progress, stopping, watch
-            cuda = [ranks.device] if ranks.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=cuda):
-                try:
-                    loop.train(state)
-                except Stopped as stopped:
-                    raise KeyboardInterrupt(f"{stopped}; call it again to go on") from None
-            history, best, device_used = loop.history, loop.best, ranks.device
-            first, module = ranks.first, loop.module
-            del loop
-        if not first:
-            return FitResult(out / f"{task}.safetensors", out / f"{task}.md", len(history), 0, {})
-        module.load_state_dict(best)
-        result = finish(run, module, device_used, history, out, data, command)
-    save_checkpoint(out / "checkpoint.pt", {"fingerprint": run.fingerprint, "finished": True})
-    if inputs is None:
-        shutil.rmtree(out / "inputs", ignore_errors=True)
-    return result
+    elif not finished:
+        return FitResult(weights, weights.with_suffix(".md"), len(history), 0, {})
+    return FitResult.from_folder(out, task)
 
 
 def make_inputs_of(task: str, samples: Samples, split: Split, config: TrainingConfig, inputs: Path) -> None:
     """Make the inputs that `fit` would make, for trainings that share the folder ``inputs``."""
     run = plan_run(task_named(task), samples, split, config)
-    InputCache.fill(inputs / run.inputs_key, run.samples, run.visited, run.recipe.inputs)
+    InputCache.fill(inputs / run.inputs_key, run.samples, run.visited, run.inputs)
 
 
-def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None) -> Loop:
+def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None, alive: Callable[[], None]) -> Loop:
     """The first rank makes the inputs while the others wait for it."""
     config = run.config
     parts = (state or {}).get("parts") or config.parts or ranks.world
@@ -134,14 +137,29 @@ def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None
         )
     folder = inputs / run.inputs_key
     if ranks.first:
-        InputCache.fill(folder, run.samples, run.visited, run.recipe.inputs)
+        InputCache.fill(folder, run.samples, run.visited, run.inputs, alive)
     cache = InputCache.open(folder, run.samples, run.visited)
-    return Loop(run, ranks, cache, run.build(cache, ranks.device), out, parts)
+    ranks.meet()
+    module = run.build(cache, ranks.device)
+    module.register_forward_hook(lambda *_: alive())  # in training, in validation and when it is measured
+    return Loop(run, ranks, cache, module, out, parts)
+
+
+def _learn(loop: Loop, state: dict | None) -> str | None:
+    """Take all steps that are left; what there is to say if a signal ended it."""
+    cuda = [loop.ranks.device] if loop.ranks.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _watched() as stopping:
+        loop.stopping = stopping
+        try:
+            loop.train(state)
+        except Stopped as stopped:
+            return str(stopped)
+    return None
 
 
 @contextmanager
 def _watched() -> Iterator[Callable[[], bool]]:
-    """Whether a signal has asked to stop; a second one acts as it always does."""
+    """Whether a signal has asked to stop; a second SIGINT acts as it always does, a second SIGTERM adds nothing."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -150,7 +168,8 @@ def _watched() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _: object) -> None:
         asked.set()
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, note)
@@ -159,6 +178,11 @@ def _watched() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _share_of_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from csst_dask.errors import ConfigError
 from csst_dask.models.decode import ask
 from csst_dask.models.files import write_atomically
 from csst_dask.training.augment import apply_dihedral, apply_jitter, draw_dihedral, draw_jitter
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import save_checkpoint
+from csst_dask.training.losses import Diverged
 from csst_dask.training.ranks import Ranks
 from csst_dask.training.run import Run
 from csst_dask.training.running import RunningStatistics
@@ -33,6 +33,9 @@ Progress = Callable[[int, int, int, int, float], None]
 
 LOG_COLUMNS = ("epoch", "train_loss", "validation_loss", "learning_rate", "seconds", "validation_score")
 """The score is the accuracy of a classifier and the mean absolute error, dex, of a regressor."""
+
+QUICK = 25
+"""Epochs without maps take a second; a checkpoint is written after so many of them."""
 
 
 class Stopped(Exception):
@@ -94,14 +97,20 @@ class Loop:
     def _more(self) -> bool:
         """Whether an epoch is left; goes on to the next stage where one is over."""
         run = self.run
-        of_stage = [row for row in self.history if row["stage"] == self.stage]
-        if self.step or (len(of_stage) < run.stages[self.stage].epochs and not rests(of_stage, run.config.patience)):
+        if self.step or self._more_of_stage():
             return True
         if self.stage + 1 == len(run.stages):
             return False
         self.module.load_state_dict(self.best)
         self._enter(self.stage + 1)
         return True
+
+    def _more_of_stage(self) -> bool:
+        """Whether an epoch of the stage is left; one by the plateau ends early where it rests."""
+        run = self.run
+        of_stage = [row for row in self.history if row["stage"] == self.stage]
+        over = run.recipe.schedule == "plateau" and rests(of_stage, run.config.patience)
+        return len(of_stage) < run.stages[self.stage].epochs and not over
 
     def _enter(self, stage: int) -> None:
         run, config = self.run, self.run.config
@@ -116,7 +125,7 @@ class Loop:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
-        self.statistics = RunningStatistics(self.module, self.ranks, self.parts)
+        self.statistics.scatter(state["statistics"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -124,8 +133,8 @@ class Loop:
         self.history, self.best = state["history"], state["best"]
 
     def save(self) -> None:
-        """Write a checkpoint: all ranks hold the same, save running statistics, so the first one's counts."""
-        self.statistics.average()
+        """Write a checkpoint: all ranks hold the same, save running statistics, which are gathered."""
+        statistics = self.statistics.gather()
         if self.ranks.first:
             state = {
                 "fingerprint": self.run.fingerprint,
@@ -137,6 +146,7 @@ class Loop:
                 "seconds": self.seconds,
                 "rate": self.rate,
                 "module": self.module.state_dict(),
+                "statistics": statistics,
                 "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -156,7 +166,7 @@ class Loop:
         self.statistics.average()
         loss, (validation, score) = self.total / run.steps, self._validate()
         if not (np.isfinite(loss) and np.isfinite(validation)):
-            raise ConfigError(
+            raise Diverged(
                 f"the {run.task.name}'s loss is {loss} (training) and {validation} (validation) in epoch "
                 f"{epoch + 1}; expected finite ones: lower training.learning_rate or training.clip and "
                 "choose a new folder"
@@ -168,7 +178,9 @@ class Loop:
         if validation <= min(past["validation_loss"] for past in self.history):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.module.state_dict().items()}
         self.step, self.total, self.seconds = 0, 0.0, 0.0
-        self.save()
+        stage = run.stages[self.stage]
+        if stage.maps or len(self.history) % QUICK == 0 or not self._more_of_stage():
+            self.save()
         if self.watch and self.ranks.first:
             self.watch(self.history[-1])
 
@@ -183,13 +195,13 @@ class Loop:
         freeze_statistics(self.module)
         while self.step < run.steps:
             chosen = order[self.step * config.batch : (self.step + 1) * config.batch]
-            loss = self._step(epoch, visits[chosen], copies[chosen], drawn)
+            share = self._step(epoch, visits[chosen], copies[chosen], drawn)
+            due = time.monotonic() - saved > 60 * config.checkpoint_minutes and self.step + 1 < run.steps
+            loss, stop, due_somewhere = self.ranks.sum([share, float(self.stopping()), float(due)])
             self.total += loss
             self.step += 1
             if self.progress and self.ranks.first:
                 self.progress(epoch + 1, epochs, self.step, run.steps, loss)
-            due = time.monotonic() - saved > 60 * config.checkpoint_minutes and self.step < run.steps
-            stop, due_somewhere = self.ranks.sum([float(self.stopping()), float(due)])
             if stop or due_somewhere:
                 self.seconds = time.perf_counter() - started
                 self.save()
@@ -202,7 +214,7 @@ class Loop:
         return draw_dihedral(seed, visit, n), draw_jitter(seed, visit, n, self.run.recipe.jitter)
 
     def _step(self, epoch: int, rows: NDArray[np.int64], copies: NDArray[np.int64], drawn: list) -> float:
-        """One step of the optimiser; the mean loss of its chips over all ranks."""
+        """One step of the optimiser; the share of this rank in the loss."""
         config, ranks = self.run.config, self.ranks
         parts = [part for part in np.array_split(np.arange(len(rows)), self.parts) if len(part)]
         mine = range(ranks.rank, len(parts), ranks.world)
@@ -211,29 +223,31 @@ class Loop:
         for place in mine:
             part = parts[place]
             torch.manual_seed(_key(config.seed, epoch, self.step, place))  # of dropout
-            share = len(part) / len(rows)
             with ranks.silent(self.wrapped, place == mine[-1]), self.statistics.of(place):
-                loss = self._loss(rows[part], copies[part], drawn)
-                self.scaler.scale(loss * (share * ranks.world)).backward()  # gradients are averaged over ranks
-            total += share * loss.item()
+                loss = self._loss(rows[part], copies[part], drawn, rows)
+                self.scaler.scale(loss * ranks.world).backward()  # gradients are averaged over ranks
+            total += loss.item()
         self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.module.parameters(), config.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.run.recipe.schedule == "cosine":
             self.schedule.step()
-        return ranks.sum([total])[0]
+        return total
 
-    def _loss(self, rows: NDArray[np.int64], copies: NDArray[np.int64], drawn: list) -> torch.Tensor:
+    def _loss(
+        self, rows: NDArray[np.int64], copies: NDArray[np.int64], drawn: list, batch: NDArray[np.int64]
+    ) -> torch.Tensor:
         run, device = self.run, self.ranks.device
-        maps, context = self.cache.batch(rows, device)
-        maps = apply_dihedral(maps, np.array([drawn[c][0][r] for c, r in zip(copies, rows, strict=True)]))
-        if run.recipe.jitter:
-            maps = apply_jitter(maps, np.array([drawn[c][1][r] for c, r in zip(copies, rows, strict=True)]))
-        maps = maps.contiguous(memory_format=torch.channels_last)
+        maps, context = self.cache.batch(rows, device, maps=run.stages[self.stage].maps)
+        if maps is not None:
+            maps = apply_dihedral(maps, np.array([drawn[c][0][r] for c, r in zip(copies, rows, strict=True)]))
+            if run.recipe.jitter:
+                maps = apply_jitter(maps, np.array([drawn[c][1][r] for c, r in zip(copies, rows, strict=True)]))
+            maps = maps.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, self.precision, enabled=self.precision is not torch.float32):
             answer = ask(self.wrapped, run.network, maps, context)
-        return run.task.loss(answer, run.targets, rows, run.config)
+        return run.task.loss(answer, run.targets, rows, run.config, batch)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:
@@ -243,12 +257,13 @@ class Loop:
         rows, sums = run.split.validation, [0.0, 0.0, 0.0]
         for start in range(self.ranks.rank * batch, len(rows), self.ranks.world * batch):
             block = rows[start : start + batch]
-            answer = ask(self.module, run.network, *self.cache.batch(block, self.ranks.device))
-            sums[0] += run.task.loss(answer, run.targets, block, run.config).item() * len(block)
+            inputs = self.cache.batch(block, self.ranks.device, maps=run.stages[self.stage].maps)
+            answer = ask(self.module, run.network, *inputs)
+            sums[0] += run.task.loss(answer, run.targets, block, run.config, rows).item()
             sums[1] += len(block)
             sums[2] += run.task.score(answer, run.targets, block) * len(block)
         total, count, scores = self.ranks.sum(sums)
-        return total / count, scores / count
+        return total, scores / count
 
 
 def rests(history: list[dict[str, float]], patience: int) -> bool:

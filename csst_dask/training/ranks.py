@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from csst_dask.errors import ConfigError
 
 MEETING = 300.0
 """Ranks may start so many seconds apart."""
@@ -42,7 +44,8 @@ class Ranks:
         devices = [self.device] if self.device.type == "cuda" else None
         known = signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the newer name
-        return DistributedDataParallel(module, device_ids=devices, process_group=self.group, **{option: False})
+        options: dict[str, Any] = {"device_ids": devices, "process_group": self.group, option: False}
+        return DistributedDataParallel(module, **options)
 
     def silent(self, module: nn.Module, last: bool) -> Any:
         """A context in which gradients are only added up here; before the last micro-batch of a step."""
@@ -62,20 +65,37 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
+    def meet(self) -> None:
+        """Wait for all ranks, which may be `MEETING` seconds apart."""
         if self.world > 1:
-            self.sum([0.0])
+            dist.all_reduce(torch.zeros(1))
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What the first rank makes, on all ranks; a `ConfigError` there is one everywhere."""
+        if self.world == 1:
+            return make()
+        made: list[Any] = [None, None]
+        if self.first:
+            try:
+                made[0] = make()
+            except ConfigError as error:
+                made[1] = error
+        dist.broadcast_object_list(made, src=0, group=self.group, device=torch.device("cpu"))
+        if made[1] is not None:
+            raise made[1]
+        return made[0]
 
 
 @contextmanager
 def joined(device: str | None = None, timeout: float = 60.0) -> Iterator[Ranks]:
     """Join the ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK).
 
+    Ranks that end with an error do not take leave of each other: they could wait for one that is gone.
+
     Parameters
     ----------
     device : str, optional
-        By default the GPU of the local rank where there is one, else the CPU.
+        By default the GPU that LOCAL_RANK counts among those that are visible, else the CPU.
     timeout : float
         A rank that keeps the others waiting for longer fails them all, s.
 
@@ -93,13 +113,11 @@ def joined(device: str | None = None, timeout: float = 60.0) -> Iterator[Ranks]:
     # gloo first: the first collective of NCCL ignores the timeout
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=max(MEETING, timeout)))
-    try:
-        dist.all_reduce(torch.zeros(1))
-        group = dist.new_group(timeout=timedelta(seconds=timeout))
-        yield Ranks(where, dist.get_rank(), world, group)
-    finally:
-        gc.collect()  # a module that still holds the group would keep it from closing
-        dist.destroy_process_group()
+    dist.all_reduce(torch.zeros(1))
+    group = dist.new_group(timeout=timedelta(seconds=timeout))
+    yield Ranks(where, dist.get_rank(), world, group)
+    gc.collect()  # a module that still holds the group would keep it from closing
+    dist.destroy_process_group()
 
 
 def _own_device() -> str:

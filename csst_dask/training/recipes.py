@@ -13,8 +13,9 @@ from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models import build_network
 from csst_dask.models.decode import Answer
+from csst_dask.models.density import PERCEPTRON
 from csst_dask.models.regressor import set_output_level
-from csst_dask.preprocess.context import context_length
+from csst_dask.preprocess.context import context_length, histogram_length
 from csst_dask.preprocess.inputs import input_channels
 from csst_dask.schema import N_CLASSES
 from csst_dask.training.losses import class_loss, count_loss, laplace_loss
@@ -26,13 +27,16 @@ CROWDED = N_CLASSES - 1
 ARCHS = {"classifier": "resnet34", "regressor": "resnet50"}
 """Architectures of the paper."""
 
+SMALL = dict.fromkeys(ARCHS, PERCEPTRON)
+"""What is as good as a residual network beside it, at a hundredth of the cost."""
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Choices that belong together."""
 
     inputs: str
-    """Kind of inputs."""
+    """Kind of inputs; a perceptron takes the context alone."""
     copies: int
     """How often an epoch visits a chip, each time with other flips, turns and jitter."""
     jitter: float
@@ -43,13 +47,13 @@ class Recipe:
     """Architecture for each task, unless another one is asked for."""
     outputs: tuple[str, ...] = ()
     """Of `csst_dask.models.density.OUTPUTS`; none for the networks of the paper."""
-    staged: bool = False
-    """Whether the regressor's layers are set free one after the other."""
+    staged: str = ""
+    """``layers``: a pretrained regressor's are unfrozen one after the other; ``context``: learn from it first."""
 
 
 RECIPES = {
-    "paper": Recipe("paper-point", 4, 0.1, "plateau", ARCHS, staged=True),
-    "csst": Recipe("maps", 1, 0.0, "cosine", ARCHS, outputs=("class", "star", "bright")),
+    "paper": Recipe("paper-point", 4, 0.1, "plateau", ARCHS, staged="layers"),
+    "csst": Recipe("maps", 1, 0.0, "cosine", SMALL, outputs=("class", "star", "bright"), staged="context"),
 }
 """Recipes by the name in the configuration. The paper gives no strength of the jitter."""
 
@@ -71,6 +75,10 @@ class Targets:
         star = np.log10(1.0 + np.maximum(samples.n_star, 0))
         return cls(samples.density_class.astype(np.int64), star.astype(np.float32), bright.astype(np.float32))
 
+    def at(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
+        """Targets of some chips: ``class``, ``star`` and ``bright``."""
+        return {"class": self.density_class[rows], "star": self.log_star[rows], "bright": self.log_bright[rows]}
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -87,22 +95,48 @@ class Task:
             return samples.n_star >= 0
         return (samples.n_bright >= 0) & (crowded | (samples.density_class < CROWDED))
 
-    def loss(self, answer: Answer, targets: Targets, rows: NDArray[np.int64], config: TrainingConfig) -> Tensor:
-        """Mean loss of some chips, a scalar tensor."""
+    def loss(
+        self,
+        answer: Answer,
+        targets: Targets,
+        rows: NDArray[np.int64],
+        config: TrainingConfig,
+        batch: NDArray[np.int64] | None = None,
+    ) -> Tensor:
+        """Share of some chips in the mean loss of a batch.
+
+        Parameters
+        ----------
+        answer : dict of tensors
+            Of the chips.
+        targets : Targets
+            Of all samples.
+        rows : (n,) int array
+            The chips.
+        config : TrainingConfig
+            Weights of the terms of the paper's regressor.
+        batch : (m,) int array, optional
+            The whole batch, of which these chips are a part, wherever the others are; by default the chips themselves.
+            A term is the mean over the chips of the batch that have its target, so the shares of all parts add up to
+            the loss of the batch.
+
+        Returns
+        -------
+        scalar tensor
+        """
         device = next(iter(answer.values())).device
-        wanted = {
-            "class": torch.from_numpy(targets.density_class[rows]).to(device),
-            "star": torch.from_numpy(targets.log_star[rows]).to(device),
-            "bright": torch.from_numpy(targets.log_bright[rows]).to(device),
-        }
+        known = targets.at(rows if batch is None else batch)
+        count = {name: int(np.isfinite(values).sum()) for name, values in known.items()}
+        wanted = {name: torch.from_numpy(values).to(device) for name, values in targets.at(rows).items()}
         if answer.keys() == {"logits"}:
-            return class_loss(answer["logits"], wanted["class"])
+            return class_loss(answer["logits"], wanted["class"], count=count["class"])
         if answer.keys() == {"bright"}:
             weights = config.mse_weight, config.mae_weight, config.relative_weight
-            return count_loss(answer["bright"], wanted["bright"], *weights)
-        parts = [self.weights["class"] * class_loss(answer["logits"], wanted["class"])]
+            return count_loss(answer["bright"], wanted["bright"], *weights, count=count["bright"])
+        parts = [self.weights["class"] * class_loss(answer["logits"], wanted["class"], count=count["class"])]
         for name in ("star", "bright"):
-            parts.append(self.weights[name] * laplace_loss(answer[name], answer[f"{name}_scale"], wanted[name]))
+            loss = laplace_loss(answer[name], answer[f"{name}_scale"], wanted[name], count=count[name])
+            parts.append(self.weights[name] * loss)
         return torch.stack(parts).sum()
 
     def score(self, answer: Answer, targets: Targets, rows: NDArray[np.int64]) -> float:
@@ -143,12 +177,15 @@ def task_named(name: str) -> Task:
 def describe_network(task: Task, config: TrainingConfig) -> dict:
     """What `csst_dask.models.build_network` needs to build the network of a task."""
     recipe = RECIPES[config.recipe]
+    arch = config.arch or recipe.archs[task.name]
+    inputs = "context" if arch == PERCEPTRON else recipe.inputs
     return {
         "task": task.name,
-        "arch": config.arch or recipe.archs[task.name],
-        "inputs": recipe.inputs,
-        "channels": input_channels(recipe.inputs),
-        "context": context_length(recipe.inputs),
+        "arch": arch,
+        "inputs": inputs,
+        "channels": input_channels(inputs),
+        "context": context_length(inputs),
+        "histograms": histogram_length(inputs),
         "outputs": list(recipe.outputs),
     }
 

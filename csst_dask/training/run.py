@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from csst_dask.models.density import DensityNetwork
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
 from csst_dask.training.samples import Samples, Split
-from csst_dask.training.stages import Stage, load_pretrained, plan_stages
+from csst_dask.training.stages import Stage, checksum_pretrained, load_pretrained, plan_stages
 
 HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes", "parts"}
 """Settings that say how a training is carried out, and not what comes out of it."""
@@ -34,16 +36,23 @@ class Run:
     config: TrainingConfig
     recipe: Recipe
     targets: Targets
+    crowded: bool = False
+    """Whether the regressor learns from class 5."""
 
     @cached_property
     def network(self) -> dict:
         """What `csst_dask.models.build_network` builds it from."""
         return describe_network(self.task, self.config)
 
+    @property
+    def inputs(self) -> str:
+        """Kind of inputs that the network takes."""
+        return self.network["inputs"]
+
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """What learns when."""
-        return plan_stages(self.config, self.recipe.staged and self.task.name == "regressor")
+        return plan_stages(self.config, self.recipe.staged, maps=bool(self.network["channels"]))
 
     @property
     def visits(self) -> int:
@@ -78,19 +87,27 @@ class Run:
         module = new_network(self.task, self.config, float(known.mean()) if len(known) else 0.0)
         if isinstance(module, DensityNetwork):
             module.standardise(torch.from_numpy(cache.context[cache.place[self.split.train]]))
-        elif self.config.pretrained is not None and self.task.name == "regressor":
+        elif self.config.pretrained is not None:
             load_pretrained(module, self.config.pretrained)
         return module.to(device).to(memory_format=torch.channels_last)
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Task and settings that decide what comes out: architecture in full, pretrained weights by their SHA-256."""
+        settings = self.config.model_dump(mode="json", exclude=HOW) | {"arch": self.network["arch"]}
+        if self.config.pretrained is not None:
+            settings["pretrained"] = checksum_pretrained(self.config.pretrained)
+        return {"task": self.task.name, "crowded": self.crowded} | settings
+
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of task, configuration, sets and truth: what a checkpoint must agree with."""
-        return self._digest(f"{self.task.name} {self.config.model_dump_json(exclude=HOW)}")
+        """SHA-256 of settings, sets and truth: what a checkpoint must agree with."""
+        return self._digest(json.dumps(self.settings, sort_keys=True))
 
     @property
     def inputs_key(self) -> str:
         """Name of the folder of the inputs: trainings with other settings on the same chips share it."""
-        return self._digest(self.recipe.inputs)[:16]
+        return self._digest(self.inputs)[:16]
 
     def _digest(self, text: str) -> str:
         samples, split = self.samples, self.split
@@ -127,8 +144,11 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
         If a set is too small, or a setting does not fit the recipe.
     """
     recipe = RECIPES[config.recipe]
-    if config.pretrained is not None and recipe.outputs:
-        raise ConfigError("training.pretrained is for the networks of the paper; leave it out or choose recipe paper")
+    if config.pretrained is not None and (recipe.outputs or task.name != "regressor"):
+        raise ConfigError(
+            f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
+            f"{config.recipe}: leave training.pretrained out"
+        )
     usable = task.usable(samples, crowded) & np.isin(samples.band, config.bands)
     kept = Split(*(rows[usable[rows]] for rows in (split.train, split.validation, split.test)))
     sizes = {name: len(getattr(kept, name)) for name in ("train", "validation", "test")}
@@ -137,4 +157,4 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
             f"a {task.name} needs at least 2 training, 1 validation and 1 test chips; found {sizes}: "
             "give a store with more chips that have truth"
         )
-    return Run(task, samples, kept, config, recipe, Targets.of(samples, crowded))
+    return Run(task, samples, kept, config, recipe, Targets.of(samples, crowded), crowded)

@@ -39,15 +39,43 @@ class RunningStatistics:
     @contextmanager
     def of(self, place: int) -> Iterator[None]:
         """Let one micro-batch update its own."""
-        if self.parts > self.ranks.world:
+        if self.parts > self.ranks.world and self.buffers:
             torch._foreach_copy_(self.buffers, self.kept[place])
         yield
         self.kept[place] = self._copy() if self.parts > self.ranks.world else self.buffers
 
     @torch.no_grad()
+    def gather(self) -> Tensor:
+        """Those of all micro-batches, on every rank.
+
+        Returns
+        -------
+        (parts, n) float32 tensor
+            All buffers of a micro-batch, one after the other.
+        """
+        sizes = [buffer.numel() for buffer in self.buffers]
+        whole = torch.zeros(self.parts, sum(sizes), device=self.ranks.device)
+        if not self.buffers:
+            return whole
+        for place, kept in self.kept.items():
+            whole[place] = torch.cat([buffer.flatten() for buffer in kept])
+        return self.ranks.add_up(whole)
+
+    @torch.no_grad()
+    def scatter(self, whole: Tensor) -> None:
+        """Take up what `gather` gave, on however many ranks that was."""
+        if not self.buffers:
+            return
+        rows = {place: whole[place].to(self.ranks.device) for place in self.kept}
+        self.kept = {place: self._cut(row) for place, row in rows.items()}
+        torch._foreach_copy_(self.buffers, next(iter(self.kept.values())))
+
+    @torch.no_grad()
     def average(self) -> None:
         """Give the module, and every micro-batch, the mean over all of them."""
-        for index, buffer in enumerate(self.buffers):
-            total = torch.stack([kept[index] for kept in self.kept.values()]).sum(0)
-            buffer.copy_(self.ranks.add_up(total) / self.parts)
-        self.kept = {place: self._copy() for place in self.kept}
+        mean = self.gather().mean(0)
+        self.scatter(mean.expand(self.parts, -1))
+
+    def _cut(self, row: Tensor) -> list[Tensor]:
+        pieces = row.split([buffer.numel() for buffer in self.buffers])
+        return [piece.reshape(buffer.shape).clone() for piece, buffer in zip(pieces, self.buffers, strict=True)]

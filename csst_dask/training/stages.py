@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from torch import nn
 
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
+from csst_dask.models.density import CONTEXT_PARTS
 
 WARM_UP = 0.05
 """Share of all steps over which the cosine schedule climbs."""
 
-GROUPS = ("fc", "layer4")
-"""Head and last residual layer, by the names of torchvision; the rest is the third group."""
+GROUPS = (("fc", *CONTEXT_PARTS), ("layer4",))
+"""Head, or what answers without maps, and last residual layer; the rest is the third group."""
+
+CONTEXT_RATES, JOINT_RATES = (3.0, 0.0, 0.0), (0.3, 1.0, 1.0)
+"""Multipliers of the learning rate while a network learns from the context alone, and after that."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +31,40 @@ class Stage:
     """Some epochs in which a part of the network learns."""
 
     epochs: int
-    rates: tuple[float, ...] = (1.0,)
-    """Factor on the learning rate of head, last layer and rest; shorter: those left out rest. One: all alike."""
+    multipliers: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of the learning rate, for the `GROUPS` and the rest; what has 0 is frozen."""
+    maps: bool = True
+    """Whether the network sees maps, or its context alone."""
 
 
-def plan_stages(config: TrainingConfig, staged: bool) -> tuple[Stage, ...]:
-    """Stages of a training: three for a pretrained network that is set free step by step, else one."""
-    if not staged or config.pretrained is None:
-        return (Stage(config.epochs),)
-    return tuple(
-        Stage(epochs, config.layer_rates[: k + 1] if k else (config.layer_rates[0], 0.0))
-        for k, epochs in enumerate(config.stage_epochs)
-    )
+def plan_stages(config: TrainingConfig, staged: str, maps: bool = True) -> tuple[Stage, ...]:
+    """Stages of a training.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    staged : str
+        ``context``: first from the context alone, then from the maps too; ``layers``: a pretrained network is unfrozen
+        step by step; else all at once.
+    maps : bool
+        Whether the network looks at maps.
+
+    Returns
+    -------
+    tuple of Stage
+    """
+    if not maps:
+        return (Stage(max(1, config.context_epochs), CONTEXT_RATES, maps=False),)
+    if staged == "context" and config.context_epochs:
+        return Stage(config.context_epochs, CONTEXT_RATES, maps=False), Stage(config.epochs, JOINT_RATES)
+    if staged == "layers" and config.pretrained is not None:
+        (head, last, rest), epochs = config.layer_rates, config.stage_epochs
+        return (
+            Stage(epochs[0], (head, 0.0, 0.0)),
+            Stage(epochs[1], (head, last, 0.0)),
+            Stage(epochs[2], (head, last, rest)),
+        )
+    return (Stage(config.epochs),)
 
 
 def build_optimiser(module: nn.Module, stage: Stage, config: TrainingConfig) -> torch.optim.AdamW:
@@ -54,22 +81,20 @@ def build_optimiser(module: nn.Module, stage: Stage, config: TrainingConfig) -> 
     -------
     torch.optim.AdamW
     """
-    rates = stage.rates if len(stage.rates) > 1 else stage.rates * 3
     groups = []
-    for place, parameters in enumerate(_grouped(module)):
-        rate = rates[place] if place < len(rates) else 0.0
+    for multiplier, parameters in zip(stage.multipliers, _grouped(module), strict=True):
         for parameter in parameters:
-            parameter.requires_grad_(rate > 0)
-        if rate > 0 and parameters:
-            groups.append({"params": parameters, "lr": rate * config.learning_rate})
+            parameter.requires_grad_(multiplier > 0)
+        if multiplier > 0 and parameters:
+            groups.append({"params": parameters, "lr": multiplier * config.learning_rate})
     return torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _grouped(module: nn.Module) -> Iterator[list[nn.Parameter]]:
     named = list(module.named_parameters())
-    for prefix in GROUPS:
-        yield [parameter for name, parameter in named if name.split(".")[0] == prefix]
-    yield [parameter for name, parameter in named if name.split(".")[0] not in GROUPS]
+    for names in GROUPS:
+        yield [parameter for name, parameter in named if name.split(".")[0] in names]
+    yield [parameter for name, parameter in named if name.split(".")[0] not in sum(GROUPS, ())]
 
 
 def freeze_statistics(module: nn.Module) -> None:
@@ -110,6 +135,28 @@ def build_schedule(kind: str, optimiser: torch.optim.Optimizer, steps: int, pati
     return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
+def checksum_pretrained(path: Path) -> str:
+    """SHA-256 of a file of weights, hexadecimal.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"training.pretrained: cannot read {path}: {error.strerror}; expected a file of torchvision weights, check "
+            "the path or leave it out to train from scratch"
+        ) from None
+
+
 def load_pretrained(module: nn.Module, path: Path) -> None:
     """Give a residual network the convolutions that were learned on ImageNet.
 
@@ -132,7 +179,7 @@ def load_pretrained(module: nn.Module, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         kernel = state["conv1.weight"]
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ConfigError(f"training.pretrained: {path} cannot be read as a torchvision network: {error}") from None
+        raise ConfigError(f"training.pretrained: {path} is no state of a torchvision network: {error}") from None
     own = module.state_dict()
     channels = own["conv1.weight"].shape[1]
     state["conv1.weight"] = kernel.mean(1, keepdim=True).expand(-1, channels, -1, -1) * (kernel.shape[1] / channels)
