@@ -34,12 +34,12 @@ def weights(tmp_path_factory) -> Path:
     from csst_dask.schema import BANDS
 
     folder, truth = tmp_path_factory.mktemp("weights"), np.linspace(0, 4, 200)
-    common = {"arch": "resnet18", "inputs": "csst", "channels": 13, "bands": list(BANDS)}
+    common = {"arch": "resnet18", "inputs": "maps", "channels": 4, "bands": list(BANDS)}
     torch.manual_seed(0)
-    save_weights(build_classifier("resnet18", 13), folder / "classifier.safetensors", {"task": "classifier", **common})
+    save_weights(build_classifier("resnet18", 4), folder / "classifier.safetensors", {"task": "classifier", **common})
     quantiles = residual_quantiles(truth, truth + np.sin(37 * truth) / 10)
     save_weights(
-        build_regressor("resnet18", 13),
+        build_regressor("resnet18", 4),
         folder / "regressor.safetensors",
         {"task": "regressor", "residual_quantiles": quantiles, **common},
     )

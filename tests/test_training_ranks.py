@@ -19,11 +19,10 @@ from csst_dask.cli import app
 from csst_dask.config import TrainingConfig
 from csst_dask.config.load import build_config
 from csst_dask.errors import ConfigError
-from csst_dask.models import load_weights
 from csst_dask.runners import cluster
 from csst_dask.runners.gang import GangBroken, environments, train_gang
 from csst_dask.runners.train import run_torchrun, train_network
-from csst_dask.training import FitResult, load_samples
+from csst_dask.training import FitResult, fit, load_samples
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import load_checkpoint
 from csst_dask.training.loop import Loop
@@ -35,6 +34,22 @@ from csst_dask.training.run import plan_run
 CONFIG = TrainingConfig(
     arch="resnet18", context_epochs=1, epochs=2, batch=8, seed=3, parts=2, timeout=10, checkpoint_minutes=0.02
 )
+
+
+def confine(pids: list[int], cores: set[int]) -> None:
+    """Let processes, and what they start from now on, run on some cores only."""
+    for pid in pids:
+        for thread in psutil.Process(pid).threads():
+            os.sched_setaffinity(thread.id, cores)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cores(client):
+    """Each of two ranks has one thread then, on any machine, and results are equal bit for bit."""
+    cores, pids = os.sched_getaffinity(0), [os.getpid(), *client.run(os.getpid).values()]
+    confine(pids, set(sorted(cores)[:2]))
+    yield
+    confine(pids, cores)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +85,6 @@ def same_weights(one: Path, other: Path) -> bool:
     return (one / name).read_bytes() == (other / name).read_bytes()
 
 
-def assert_close(one: dict, other: dict, names: set[str], rtol: float, atol: float) -> None:
-    for name in sorted(names):
-        torch.testing.assert_close(one[name].float(), other[name].float(), rtol=rtol, atol=atol, msg=name)
-
-
 def take_steps(task: str, store: str, out: str, config: TrainingConfig) -> None:
     """A loop without dropout, in however many ranks the environment names; its end is kept in ``end.pt``."""
     torch.set_num_threads(1)
@@ -100,12 +110,12 @@ def take_steps(task: str, store: str, out: str, config: TrainingConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "world", "parts", "steps"), [("classifier", 2, 2, 20), ("regressor", 2, 2, 20), ("regressor", 3, 4, 5)]
+    ("task", "world", "parts", "batch", "steps"),
+    [("classifier", 2, 2, 8, 20), ("regressor", 2, 2, 8, 20), ("regressor", 3, 4, 64, 3)],
 )
-def test_ranks_are_one_rank_with_more_micro_batches(task, world, parts, steps, training_store, tmp_path):
-    config = CONFIG.model_copy(
-        update={"parts": parts, "epochs": 2 if steps > 5 else 1, "batch": 8 if steps > 5 else 16}
-    )
+def test_ranks_are_one_rank_with_more_micro_batches(task, world, parts, batch, steps, training_store, tmp_path):
+    """Two ranks bit for bit; more add up in another order."""
+    config = CONFIG.model_copy(update={"parts": parts, "batch": batch})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -124,32 +134,40 @@ def test_ranks_are_one_rank_with_more_micro_batches(task, world, parts, steps, t
     assert [process.wait(timeout=240) for process in processes] == [0] * world
     one, many = (torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("one", "many"))
     assert len(one["losses"]) == len(many["losses"]) >= steps
-    statistics = {name for name in one["module"] if "running_" in name}
-    learned = {name for name in one["module"] if "num_batches" not in name} - statistics
+    of_one, of_many = one.pop("module"), many.pop("module")
+    rounding = 0 if world == 2 else 1e-5
+    torch.testing.assert_close(one, many, rtol=rounding, atol=0)
+    statistics = {name for name in of_one if "running_" in name}
+    learned = set(of_one) - statistics
     assert statistics
-    for part in ("losses", "validation"):
-        print(part, max(abs(a - b) / abs(a) for a, b in zip(one[part], many[part], strict=True)))
-    for names in (learned, statistics):
-        print(max(float(((one["module"][n] - many["module"][n]).abs()).nan_to_num().max()) for n in names))
-    torch.testing.assert_close(one["losses"], many["losses"], rtol=1e-4, atol=0)
-    torch.testing.assert_close(one["validation"], many["validation"], rtol=1e-4, atol=0)
-    assert_close(one["module"], many["module"], learned, rtol=1e-3, atol=2e-4)
-    assert_close(one["module"], many["module"], statistics, rtol=1e-3, atol=2e-4)
+    for name in statistics | (learned if world == 2 else set()):
+        torch.testing.assert_close(of_one[name], of_many[name], rtol=100 * rounding, atol=rounding, msg=name)
+    # a parameter whose gradient is nothing but rounding still moves by a whole learning rate
+    moved = [(of_one[name].double() - of_many[name].double()).nan_to_num().abs().flatten() for name in learned]
+    assert torch.cat(moved).mean() <= rounding * CONFIG.learning_rate
 
 
 def test_a_gang_on_dask_workers_learns_what_one_process_learns(client, together, training_store, tmp_path):
-    settings = {"training": CONFIG.model_dump(mode="json"), "cluster": {"scheduler": client.scheduler.address}}
-    config, steps = build_config(settings, "test"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("csst_dask.training.fit", None)  # one rank, but on the cluster that is named
-        result = train_network("regressor", training_store, tmp_path, config, lambda *step: steps.append(step))
-    assert steps
-    assert result == FitResult.from_folder(tmp_path, "regressor")
-    one, other = (load_weights(path / "regressor.safetensors").module.state_dict() for path in (together, tmp_path))
-    assert_close(one, other, set(one), rtol=4e-3, atol=2e-3)  # stored in half precision
+    samples = load_samples(training_store)
+    fit("regressor", samples, samples.split(CONFIG.seed), CONFIG, tmp_path, threads=1, device="cpu")
+    assert same_weights(together, tmp_path)
     before = (together / "regressor.safetensors").stat().st_mtime_ns
     train_gang(client, together / "rank.json", 2, CONFIG.timeout, 0)  # finished: returns at once
     assert (together / "regressor.safetensors").stat().st_mtime_ns == before
+
+
+def test_one_rank_trains_on_the_cluster_that_is_named(client, training_store, tmp_path, monkeypatch):
+    short = CONFIG.model_copy(update={"context_epochs": 0, "epochs": 1})
+    settings = {"training": short.model_dump(mode="json"), "cluster": {"scheduler": client.scheduler.address}}
+    steps = []
+    monkeypatch.setattr("csst_dask.training.fit", None)  # not here
+    config = build_config(settings, "test")
+    result = train_network("regressor", training_store, tmp_path, config, lambda *step: steps.append(step))
+    assert steps[-1][:2] == (1, 1)
+    assert result == FitResult.from_folder(tmp_path, "regressor")
+    config = build_config({"training": {"launcher": "torchrun"}, "cluster": settings["cluster"]}, "test")
+    with pytest.raises(ConfigError, match="torchrun"):
+        train_network("regressor", training_store, tmp_path, config)
 
 
 def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, training_store, together, tmp_path):
@@ -164,9 +182,8 @@ def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, tra
         lines.append((time.monotonic(), line))
 
     train_gang(client, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 2, strike, tell)
-    assert [seconds - since < CONFIG.timeout + 10 for (seconds, _), since in zip(lines, struck, strict=True)] == [
-        True
-    ] * 2
+    told = [seconds for seconds, _ in lines]
+    assert all(end - start < CONFIG.timeout + 10 for start, end in zip(struck, told, strict=True))
     assert "rank 1 was killed by SIGKILL; starting again" in lines[0][1]
     assert "rank 0 ended with exit status 1" in lines[1][1]
     assert same_weights(together, tmp_path)
@@ -175,23 +192,24 @@ def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, tra
 
 def test_a_lost_worker_leaves_a_smaller_gang(training_store, together, tmp_path, monkeypatch):
     monkeypatch.setattr("csst_dask.runners.gang.RETURN", 0.0)
-    lines = []
+    lines, left = [], set()
     with cluster.connect(workers=2, quiet=True) as client:
+        confine(list(client.run(os.getpid).values()), {min(os.sched_getaffinity(0))})
 
         def strike(*_):
-            if not lines and len(ranks := ranks_of(tmp_path)) == 2:
-                for nanny in client.cluster.workers.values():
-                    nanny.auto_restart = False
+            ranks = ranks_of(tmp_path)
+            if lines:
+                left.add(len(ranks))
+            elif len(ranks) == 2:
                 ranks[1].parent().kill()
 
         train_gang(client, spec_of(training_store, tmp_path), 2, CONFIG.timeout, 2, strike, lines.append)
-        assert len(cluster.known_workers(client)) == 1
-        with pytest.raises(ConfigError, match="found 1 workers after 0.5 s, expected 2"):
-            cluster.wait_for_workers(client, 2, 0.5)
+        with pytest.raises(ConfigError, match=r"found \d workers .*, expected 9"):
+            cluster.wait_for_workers(client, 9, 0.5)
+    assert left == {1}
     assert len(lines) == 1
     assert "lost the worker" in lines[0]
-    one, other = (load_weights(path / "regressor.safetensors").module.state_dict() for path in (together, tmp_path))
-    assert_close(one, other, set(one), rtol=4e-3, atol=2e-3)
+    assert same_weights(together, tmp_path)
 
 
 def test_a_gang_that_breaks_again_or_falls_silent_is_given_up(client, training_store, tmp_path):
@@ -209,7 +227,7 @@ def test_a_gang_that_breaks_again_or_falls_silent_is_given_up(client, training_s
 
 def test_a_wrong_setting_is_told_at_once(client, training_store, tmp_path):
     config = CONFIG.model_copy(update={"parts": 1})
-    with pytest.raises(ConfigError, match="2 ranks .* for 1 micro-batches"):
+    with pytest.raises(ConfigError, match=r"2 ranks .* for 1 micro-batches"):
         train_gang(client, spec_of(training_store, tmp_path, config), 2, CONFIG.timeout, 3)
     result = CliRunner().invoke(
         app, ["train", "regressor", "--store", training_store, "--out", str(tmp_path), "--ranks", "0"]
@@ -277,9 +295,6 @@ def test_what_no_restart_can_mend_is_not_repeated_by_torchrun(training_store, tm
         timeout=60,
     )
     assert (again.returncode, time.monotonic() - started < 60) == (2, True)  # it would wait for the other rank
-    with pytest.raises(ConfigError, match="torchrun"):
-        config = build_config({"training": {"launcher": "torchrun"}, "cluster": {"scheduler": "tcp://a:1"}}, "test")
-        train_network("regressor", training_store, tmp_path, config)
 
 
 @pytest.mark.parametrize(

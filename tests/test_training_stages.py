@@ -124,7 +124,7 @@ def test_what_answers_without_maps_learns_first():
     assert (first.epochs, first.maps, then.epochs, then.maps) == (5, False, 7, True)
     assert plan_stages(TrainingConfig(context_epochs=0, epochs=7), "context") == (Stage(7),)
     assert plan_stages(TrainingConfig(context_epochs=5, epochs=7), "context", maps=False) == (first,)
-    module = build_density_network("resnet18", 4, 12, 0, ("class", "star"))
+    module = build_density_network("resnet18", 4, 12, 0)
     build_optimiser(module, first, TrainingConfig())
     learning = {name.split(".")[0] for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert learning == set(CONTEXT_PARTS)

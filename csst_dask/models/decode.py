@@ -22,24 +22,21 @@ def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor | None, con
     module : torch.nn.Module
         From `csst_dask.models.build_network`.
     metadata : mapping
-        ``task``, and ``outputs`` of a density network.
+        ``task``, and ``context`` of a density network.
     maps : (n, channels, y, x) tensor or None
         A density network can do without.
     context : (n, k) tensor
-        Not looked at by networks without outputs of a density network.
+        Not looked at by the networks of the paper.
 
     Returns
     -------
     dict of tensors
         An `Answer`, float32.
     """
-    outputs = tuple(metadata.get("outputs") or ())
-    if not outputs:
+    if not metadata.get("context"):
         return {"logits" if metadata["task"] == "classifier" else "bright": module(maps).float()}
-    answer: Answer = {}
-    for name, part in split_outputs(module(maps, context).float(), outputs).items():
-        if name == "class":
-            answer["logits"] = part
-        else:
-            answer[name], answer[f"{name}_scale"] = part.unbind(1)
+    parts = split_outputs(module(maps, context).float())
+    answer: Answer = {"logits": parts["logits"]}
+    for name in ("star", "bright"):
+        answer[name], answer[f"{name}_scale"] = parts[name].unbind(1)
     return answer

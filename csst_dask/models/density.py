@@ -2,7 +2,7 @@
 
 A perceptron answers from the context: statistics, and the leading principal components of histograms. A residual
 network under FiLM by the context, pooled at every stage, may add what these miss; it starts at nothing. The class
-follows from the count and its uncertainty, and a correction that is learned.
+follows from the count and its uncertainty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from csst_dask.models.classifiers import CLASSIFIERS, set_channels
 from csst_dask.models.regressor import REGRESSORS
 from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES
 
-OUTPUTS = {"class": N_CLASSES, "star": 2, "bright": 2}
+OUTPUTS = {"logits": N_CLASSES, "star": 2, "bright": 2}
 """What the network tells, and how many numbers each takes: logits of the classes; log10(1 + n), dex, and the natural
 logarithm of its scale, dex, for all and for bright stars."""
 
@@ -70,8 +70,6 @@ class DensityNetwork(nn.Module):
         Length of the context, which begins with one indicator for each of `schema.BANDS`.
     histograms : int
         How many numbers at the end of the context are square roots of counts in bins.
-    outputs : tuple of str
-        Keys of `OUTPUTS`, in their order.
     """
 
     center: Tensor
@@ -81,9 +79,8 @@ class DensityNetwork(nn.Module):
     whitening: Tensor
     edges: Tensor
 
-    def __init__(self, body: ResNet | None, context: int, histograms: int, outputs: tuple[str, ...]) -> None:
+    def __init__(self, body: ResNet | None, context: int, histograms: int) -> None:
         super().__init__()
-        self.outputs = outputs
         components = min(COMPONENTS, histograms)
         self.plain = context - histograms
         known = self.plain + components
@@ -92,7 +89,7 @@ class DensityNetwork(nn.Module):
         self.register_buffer("components", torch.zeros(histograms, components))
         self.register_buffer("band_center", torch.zeros(len(BANDS), known))
         self.register_buffer("whitening", torch.zeros(known, known))
-        numbers = sum(OUTPUTS[name] for name in outputs)
+        numbers = OUTPUTS["star"] + OUTPUTS["bright"]
         self.trunk = nn.Sequential(*_layer(known), *_layer(TRUNK))
         self.context_head = _head(TRUNK, numbers)
         edges = np.log10(1 + np.asarray(CLASS_EDGES, np.float64) - 0.5)
@@ -109,8 +106,7 @@ class DensityNetwork(nn.Module):
         self.films = nn.ModuleList(FiLM(EMBEDDING, width) for width in [body.conv1.out_channels, *widths[:-1]])
         self.level = nn.BatchNorm1d(sum(widths))
         self.project = nn.Sequential(nn.Linear(sum(widths), TRUNK), nn.GELU())
-        self.maps_head = _head(2 * TRUNK, numbers)
-        nn.init.zeros_(self.maps_head[-1].weight)
+        self.maps_head = _head(2 * TRUNK, numbers, scale=0.0)
 
     def standardise(self, context: Tensor) -> None:
         """Take the distribution of the context of the chips to learn from, (n, context) float32."""
@@ -170,14 +166,14 @@ class DensityNetwork(nn.Module):
         return torch.cat(pools, dim=1)
 
     def _finish(self, raw: Tensor) -> Tensor:
-        parts = split_outputs(raw, self.outputs)
-        for name in ("star", "bright"):
-            if name in parts:
-                scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.sigmoid(parts[name][:, 1])
-                parts[name] = torch.stack([parts[name][:, 0], scale], dim=1)
-        if "class" in parts and "star" in parts:
-            parts["class"] = parts["class"] + class_log_probability(parts["star"], self.edges)
-        return torch.cat([parts[name] for name in self.outputs], dim=1)
+        star, bright = (_bounded(part) for part in raw.split([OUTPUTS["star"], OUTPUTS["bright"]], dim=1))
+        return torch.cat([class_log_probability(star, self.edges), star, bright], dim=1)
+
+
+def _bounded(count: Tensor) -> Tensor:
+    """(n, 2) median and raw scale -> median and logarithm of the scale within `SCALES`."""
+    scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.sigmoid(count[:, 1])
+    return torch.stack([count[:, 0], scale], dim=1)
 
 
 def class_log_probability(star: Tensor, edges: Tensor) -> Tensor:
@@ -201,14 +197,12 @@ def class_log_probability(star: Tensor, edges: Tensor) -> Tensor:
     return torch.log(torch.diff(torch.cat([none, below, all_], dim=1), dim=1).clamp_min(0) + 1e-4)
 
 
-def split_outputs(raw: Tensor, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+def split_outputs(raw: Tensor) -> dict[str, Tensor]:
     """The columns of each output; (n, k) -> (n, `OUTPUTS`[name]) by name."""
-    return dict(zip(outputs, raw.split([OUTPUTS[name] for name in outputs], dim=1), strict=True))
+    return dict(zip(OUTPUTS, raw.split(list(OUTPUTS.values()), dim=1), strict=True))
 
 
-def build_density_network(
-    arch: str, channels: int, context: int, histograms: int, outputs: tuple[str, ...]
-) -> DensityNetwork:
+def build_density_network(arch: str, channels: int, context: int, histograms: int) -> DensityNetwork:
     """A network with random weights, drawn from torch's global generator.
 
     Parameters
@@ -217,8 +211,6 @@ def build_density_network(
         ``perceptron``, or the body: ``resnet18``, ``resnet34`` or ``resnet50``.
     channels, context, histograms : int
         Channels of the maps, length of the context, and how many of its numbers, the last ones, are bins.
-    outputs : tuple of str
-        Keys of `OUTPUTS`.
 
     Returns
     -------
@@ -227,22 +219,18 @@ def build_density_network(
     Raises
     ------
     ConfigError
-        If the architecture is not a residual network, or an output is unknown.
+        If the architecture is unknown.
     """
     known: dict[str, Any] = CLASSIFIERS | REGRESSORS
     bodies = {name: build for name, build in known.items() if name.startswith("resnet")}
     if arch != PERCEPTRON and arch not in bodies:
         expected = ", ".join([PERCEPTRON, *bodies])
         raise ConfigError(f"unknown architecture {arch!r} of a density network; expected one of {expected}")
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise ConfigError(f"unknown outputs {unknown} of a density network; expected some of {', '.join(OUTPUTS)}")
     body = None
     if arch != PERCEPTRON:
         body = bodies[arch](weights=None)
         set_channels(body, channels)
-    ordered = tuple(name for name in OUTPUTS if name in outputs)
-    return DensityNetwork(body, context, histograms, ordered)
+    return DensityNetwork(body, context, histograms)
 
 
 def _principal(bins: Tensor, number: int) -> Tensor:
@@ -277,8 +265,9 @@ def _layer(width: int) -> list[nn.Module]:
     return [nn.Linear(width, TRUNK), nn.GELU()]
 
 
-def _head(width: int, outputs: int) -> nn.Sequential:
+def _head(width: int, outputs: int, scale: float = 0.01) -> nn.Sequential:
+    """Two layers; the weights of the last one scatter by ``scale``."""
     last = nn.Linear(HIDDEN, outputs)
-    nn.init.normal_(last.weight, std=0.01)
+    nn.init.normal_(last.weight, std=scale)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), last)

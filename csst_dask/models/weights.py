@@ -60,8 +60,8 @@ def build_network(metadata: Mapping[str, Any]) -> nn.Module:
     Parameters
     ----------
     metadata : mapping
-        ``task``, ``arch`` and ``channels``; with ``outputs`` that are not empty a density network, for ``context``
-        numbers of context of which ``histograms`` are bins, else a network of the paper.
+        ``task``, ``arch`` and ``channels``; with ``context`` above 0 a density network, for so many numbers of context
+        of which ``histograms`` are bins, else a network of the paper.
 
     Returns
     -------
@@ -72,9 +72,10 @@ def build_network(metadata: Mapping[str, Any]) -> nn.Module:
     ConfigError
         If the architecture is unknown.
     """
-    if metadata.get("outputs"):
-        sizes = (int(metadata[name]) for name in ("channels", "context", "histograms"))
-        return build_density_network(metadata["arch"], *sizes, tuple(metadata["outputs"]))
+    if metadata.get("context"):
+        return build_density_network(
+            metadata["arch"], metadata["channels"], metadata["context"], metadata["histograms"]
+        )
     return BUILDERS[metadata["task"]](metadata["arch"], metadata["channels"])
 
 

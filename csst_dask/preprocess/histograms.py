@@ -79,21 +79,22 @@ def map_histograms(reduced: NDArray[np.float32], scalars: Mapping[str, ArrayLike
         for chip, maps in enumerate(reduced):
             named = dict(zip(CHANNELS, maps, strict=True))
             above, peak, scatter = compressed(*in_sigmas(named, sky[chip], sigma[chip]))
-            flat = (np.ascontiguousarray(values, np.float32).ravel() for values in (above, scatter, peak))
-            seen = _count(*flat, named["valid"].ravel() > 0, edges, out[chip])
+            flat = np.stack([above, scatter, peak]).astype(np.float32).reshape(3, -1)
+            seen = _count(flat, named["valid"].ravel() > 0, edges, out[chip])
             out[chip] *= BLOCKS / max(seen, 1)
     return np.sqrt(out + ANSCOMBE).astype(np.float32).reshape(len(reduced), -1)
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(mean, std, peak, seen, edges, out):
+def _count(values, seen, edges, out):
     """Fill (3, bins, bins) with the counts of `PAIRS`; the number of blocks that count."""
     blocks = 0
-    for k in range(len(mean)):
-        if seen[k] and np.isfinite(mean[k]) and np.isfinite(std[k]) and np.isfinite(peak[k]):
-            i = np.searchsorted(edges[0], mean[k])
-            j = np.searchsorted(edges[1], std[k])
-            m = np.searchsorted(edges[2], peak[k])
+    for k in range(len(seen)):
+        mean, std, peak = values[0, k], values[1, k], values[2, k]
+        if seen[k] and np.isfinite(mean) and np.isfinite(std) and np.isfinite(peak):
+            i = np.searchsorted(edges[0], mean)
+            j = np.searchsorted(edges[1], std)
+            m = np.searchsorted(edges[2], peak)
             out[0, i, j] += 1
             out[1, j, m] += 1
             out[2, i, m] += 1

@@ -11,16 +11,14 @@ from csst_dask.errors import ConfigError
 from csst_dask.preprocess.scaling import (
     LIMIT,
     SCALARS,
-    TYPICAL_LOG_SIGMA,
     bounded,
     checked_maps,
     compressed,
     in_sigmas,
-    log_spread,
     robust_scale,
     scalar_planes,
 )
-from csst_dask.schema import BANDS, CHANNELS
+from csst_dask.schema import CHANNELS
 
 __all__ = ["KINDS", "SCALARS", "Bands", "input_channels", "make_inputs"]
 
@@ -59,15 +57,14 @@ def make_inputs(
     ----------
     kind : str
         ``paper-point``: the standardised image, sampled without antialiasing, and its mask [1]_;
-        ``paper-area``: the same from exact block means; ``csst``: block mean, scatter and maximum in units of
-        the sky scatter, the valid fraction, and constant planes for the band and the two noise levels;
-        ``maps``: the first four of these; ``context``: no channel, for networks that look at the context alone.
+        ``paper-area``: the same from exact block means; ``maps``: block mean, scatter and maximum in units of the sky
+        scatter, and the valid fraction; ``context``: no channel, for networks that look at the context alone.
     reduced : (n, 6, iy, ix) float32 array
         Reduced maps in the order of `schema.CHANNELS`; e-/s, NaN where nothing is valid. Not modified.
     scalars : mapping of str to (n,) array
         `SCALARS` of each chip; values that are not finite, and scatters that are not positive, are survived.
     band : sequence of n str
-        Band of each chip. One that is not in `schema.BANDS` has no plane of its own: its band planes are 0.
+        Band of each chip; no kind shows it, the context tells it.
 
     Returns
     -------
@@ -131,15 +128,6 @@ def _maps(out: NDArray, maps: dict, planes: dict, band: Bands) -> None:
     out[:, 3] = _seen(peak, seen)
 
 
-def _csst(out: NDArray, maps: dict, planes: dict, band: Bands) -> None:
-    _maps(out, maps, planes, band)
-    _, sigma = robust_scale(planes)
-    for plane, name in enumerate(BANDS, start=4):
-        out[:, plane] = np.asarray([b == name for b in band], np.float32)[:, None, None]
-    out[:, -2] = bounded(log_spread(planes, sigma), LIMIT)
-    out[:, -1] = bounded(np.log10(sigma) - TYPICAL_LOG_SIGMA, LIMIT)
-
-
 def _seen(values: NDArray, seen: NDArray) -> NDArray:
     return np.where(seen, bounded(values, LIMIT), 0)
 
@@ -153,6 +141,5 @@ KINDS: dict[str, tuple[int, Callable]] = {
     "paper-area": (2, _paper_area),
     "maps": (4, _maps),
     "context": (0, _nothing),
-    "csst": (4 + len(BANDS) + 2, _csst),
 }
 """Kinds of inputs: number of channels, and the function that fills them."""

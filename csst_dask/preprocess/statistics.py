@@ -70,8 +70,8 @@ two as asinh / 3; ``above``: log10(1 + blocks above a threshold) / 2; ``summits`
 threshold that are brighter than their 8 neighbours; ``peak_to_flux`` and ``sharpness``: log10 of the share of a
 block's light, and of its squared light, that is in its brightest pixel, in blocks with a source; ``compact``: log10(1
 + n) / 2 of summits of the maximum map with a sharpness above a limit; ``lag``: autocorrelation along rows and columns;
-``flux``: asinh of the mean light above the sky; ``log_sigma``, ``log_spread``: as in the csst inputs; ``valid``: share
-of valid pixels.
+``flux``: asinh of the mean light above the sky; ``log_sigma``: log10 of the sky scatter, e-/s; ``log_spread``: of
+the scatter of all pixels over that of the sky; ``valid``: share of valid pixels.
 """
 
 

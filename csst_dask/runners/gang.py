@@ -18,6 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,12 +31,14 @@ from csst_dask.runners.cluster import known_workers, wait_for_workers
 
 POLL = 0.25
 """Seconds between looks at a gang."""
-GRACE = 1.0
+GRACE = 3.0
 """Seconds that the other ranks get, when one has failed, to tell whose fault it was."""
 REPLY = 60.0
 """Seconds in which a worker answers, the first time too, when it imports this package."""
 PATIENCE = 60.0
 """Seconds that ranks get to write a checkpoint when they are asked to stop, and to end when they are killed."""
+LOUD = 10.0
+"""Seconds in which a worker passes on a signal."""
 RETURN = 10.0
 """Seconds that a lost worker gets to be replaced before the gang goes on without it."""
 START = 600.0
@@ -192,13 +195,16 @@ class Gang:
             ends |= self._ended(ends)
             if any(status for status, _ in ends.values()):
                 self._judge(ends)
-            there = _addresses(self.client, 0)
-            for rank in self._pending():
-                if self.workers[rank] not in there:
-                    raise GangBroken(f"lost the worker {self.workers[rank]} of rank {rank}")
+            self._check_workers()
             if time.monotonic() - heard > patience:
                 raise GangBroken(f"no rank has moved for {patience:g} s")
         self._pass_on()
+
+    def _check_workers(self) -> None:
+        there = _addresses(self.client, 0)
+        for rank in self._pending():
+            if self.workers[rank] not in there:
+                raise GangBroken(f"lost the worker {self.workers[rank]} of rank {rank}")
 
     def _pass_on(self) -> bool:
         """Whether ranks have shown a sign of life; progress goes to who wants it."""
@@ -238,9 +244,10 @@ class Gang:
                 raise ConfigError(text)
             if status < 0:
                 raise GangBroken(f"rank {rank} was killed by {signal.Signals(-status).name}")
-        for _, (status, text) in bad.items():
+        for status, text in bad.values():
             if status == STOPPED:
                 raise RanksStopped(text)
+        self._check_workers()
         rank, (status, text) = next(iter(bad.items()))
         raise GangBroken(f"rank {rank} ended with exit status {status}: {text}")
 
@@ -257,7 +264,12 @@ class Gang:
             time.sleep(POLL)
 
     def _signal(self, number: int) -> None:
-        self._on_workers(self.workers, signal_ranks, self.name, int(number), seconds=10.0)
+        try:
+            there = known_workers(self.client)
+        except (OSError, TimeoutError):
+            return  # the leash ends ranks whose worker has lost its scheduler
+        workers = [address for address in self.workers if address in there]
+        self._on_workers(workers, signal_ranks, self.name, int(number), seconds=LOUD)
 
     def _on_workers(
         self, workers: Iterable[str], function: Callable, *args: Any, seconds: float = REPLY
@@ -363,15 +375,23 @@ def run_rank(gang: str, spec: str, rank: int, environment: dict[str, str], told:
         if gang in _over:
             process.kill()
         for line in process.stdout or ():
-            if line.startswith(told):
-                get_worker().log_event(gang, json.loads(line.removeprefix(told)))
-            elif line.strip():
-                said.append(line.strip())
+            for event in events_in(line, told, said):
+                get_worker().log_event(gang, event)
         return process.wait(), last_words(said)
     finally:
         process.kill()
         process.wait()
         _running.pop(name, None)
+
+
+def events_in(line: str, told: str, said: deque[str]) -> list[Any]:
+    """What a line of a rank tells, if it does; any other line goes to ``said``."""
+    if line.startswith(told):
+        with suppress(json.JSONDecodeError):  # somebody else wrote into the line
+            return [json.loads(line.removeprefix(told))]
+    if line.strip():
+        said.append(line.strip())
+    return []
 
 
 def last_words(said: Iterable[str]) -> str:

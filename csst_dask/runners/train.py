@@ -19,7 +19,7 @@ from distributed import Client
 from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import connect, known_workers, wait_for_workers
-from csst_dask.runners.gang import PATIENCE, last_words, train_gang
+from csst_dask.runners.gang import PATIENCE, events_in, last_words, train_gang
 from csst_dask.store.survey import locate
 
 if TYPE_CHECKING:
@@ -152,12 +152,9 @@ def run_torchrun(spec: Path, ranks: int, config: TrainingConfig, progress: Progr
     with process:
         try:
             for line in process.stdout or ():
-                if line.startswith(TOLD):
-                    step = json.loads(line.removeprefix(TOLD))
+                for step in events_in(line, TOLD, said):
                     if step and progress:
                         progress(*step)
-                elif line.strip():
-                    said.append(line.strip())
         except BaseException:
             _end(process)
             raise
@@ -166,13 +163,14 @@ def run_torchrun(spec: Path, ranks: int, config: TrainingConfig, progress: Progr
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ask torchrun and its ranks to stop, with a checkpoint; their leash ends ranks that do not."""
+    """Ask torchrun and its ranks to stop, with a checkpoint; ranks that do not end when they lose standard input."""
     process.terminate()
+    if process.stdout:  # a full pipe would hold them up
+        threading.Thread(target=process.stdout.read, daemon=True).start()
     try:
-        process.communicate(timeout=PATIENCE)
+        process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
 
 
 def _raise_for(spec: Path, status: int, said: deque[str]) -> NoReturn:

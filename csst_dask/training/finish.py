@@ -123,7 +123,9 @@ def finish(
     """
     round_weights(module)
     name, losses = run.task.name, [epoch["validation_loss"] for epoch in history]
-    best = len(losses) - int(np.argmin(losses[::-1]))
+    best = len(losses)  # the end of a cosine: likelihoods rise again where scales are too sure, yet errors still fall
+    if run.recipe.schedule == "plateau":
+        best -= int(np.argmin(losses[::-1]))
     found = {part: predict_rows(run, module, device, getattr(run.split, part)) for part in ("validation", "test")}
     metrics = _scores(run, found["test"])
     metadata = _describe(run, metrics, len(history), best) | _calibrate(run, found["validation"])

@@ -175,7 +175,7 @@ class Loop:
             self.schedule.step(validation)
         row = (epoch + 1, loss, validation, self.rate, time.perf_counter() - started, score)
         self.history.append(dict(zip(LOG_COLUMNS, row, strict=True)) | {"stage": self.stage})
-        if validation <= min(past["validation_loss"] for past in self.history):
+        if run.recipe.schedule == "cosine" or validation <= min(past["validation_loss"] for past in self.history):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.module.state_dict().items()}
         self.step, self.total, self.seconds = 0, 0.0, 0.0
         stage = run.stages[self.stage]

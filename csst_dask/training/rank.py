@@ -104,14 +104,20 @@ class _Teller:
         now = time.monotonic()
         if now - self._told >= EVERY or step == steps:
             self._told = self._alive = now
-            print(TOLD + json.dumps([epoch, epochs, step, steps, loss]), flush=True)
+            _say([epoch, epochs, step, steps, loss])
 
     def alive(self) -> None:
         """Say that something has been done."""
         now = time.monotonic()
         if now - self._alive >= EVERY:
             self._alive = now
-            print(TOLD + "null", flush=True)
+            _say(None)
+
+
+def _say(what: list[float] | None) -> None:
+    """A line in one piece: ranks under torchrun share one output."""
+    sys.stdout.write(f"{TOLD}{json.dumps(what)}\n")
+    sys.stdout.flush()
 
 
 def _end_with_parent() -> None:

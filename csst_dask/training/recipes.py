@@ -13,7 +13,7 @@ from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models import build_network
 from csst_dask.models.decode import Answer
-from csst_dask.models.density import PERCEPTRON
+from csst_dask.models.density import PERCEPTRON, DensityNetwork
 from csst_dask.models.regressor import set_output_level
 from csst_dask.preprocess.context import context_length, histogram_length
 from csst_dask.preprocess.inputs import input_channels
@@ -45,15 +45,13 @@ class Recipe:
     """``cosine`` by step, or ``plateau`` of the validation loss."""
     archs: dict[str, str]
     """Architecture for each task, unless another one is asked for."""
-    outputs: tuple[str, ...] = ()
-    """Of `csst_dask.models.density.OUTPUTS`; none for the networks of the paper."""
     staged: str = ""
     """``layers``: a pretrained regressor's are unfrozen one after the other; ``context``: learn from it first."""
 
 
 RECIPES = {
     "paper": Recipe("paper-point", 4, 0.1, "plateau", ARCHS, staged="layers"),
-    "csst": Recipe("maps", 1, 0.0, "cosine", SMALL, outputs=("class", "star", "bright"), staged="context"),
+    "csst": Recipe("maps", 1, 0.0, "cosine", SMALL, staged="context"),
 }
 """Recipes by the name in the configuration. The paper gives no strength of the jitter."""
 
@@ -186,7 +184,6 @@ def describe_network(task: Task, config: TrainingConfig) -> dict:
         "channels": input_channels(inputs),
         "context": context_length(inputs),
         "histograms": histogram_length(inputs),
-        "outputs": list(recipe.outputs),
     }
 
 
@@ -195,6 +192,6 @@ def new_network(task: Task, config: TrainingConfig, level: float) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = build_network(describe_network(task, config))
-    if task.name == "regressor" and not RECIPES[config.recipe].outputs:
+    if task.name == "regressor" and not isinstance(module, DensityNetwork):
         set_output_level(module, level)
     return module

@@ -144,7 +144,7 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
         If a set is too small, or a setting does not fit the recipe.
     """
     recipe = RECIPES[config.recipe]
-    if config.pretrained is not None and (recipe.outputs or task.name != "regressor"):
+    if config.pretrained is not None and (recipe.staged != "layers" or task.name != "regressor"):
         raise ConfigError(
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"

@@ -12,7 +12,7 @@ from csst_dask.training.ranks import Ranks
 
 
 class RunningStatistics:
-    """Running means and variances for each micro-batch of a step, on whatever rank it is.
+    """Running means, variances and counts for each micro-batch of a step, on whatever rank it is.
 
     A running statistic is linear in what it has seen. So the mean over the micro-batches does not depend on how many
     ranks they are spread over, nor on when it is taken.
@@ -29,7 +29,10 @@ class RunningStatistics:
         self.ranks, self.parts = ranks, parts
         layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         self.buffers: list[Tensor] = [
-            buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None
+            buffer
+            for layer in layers
+            for buffer in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+            if buffer is not None
         ]
         self.kept = {place: self._copy() for place in range(ranks.rank, parts, ranks.world)}
 
@@ -58,7 +61,7 @@ class RunningStatistics:
         if not self.buffers:
             return whole
         for place, kept in self.kept.items():
-            whole[place] = torch.cat([buffer.flatten() for buffer in kept])
+            whole[place] = torch.cat([buffer.flatten().float() for buffer in kept])
         return self.ranks.add_up(whole)
 
     @torch.no_grad()
@@ -78,4 +81,7 @@ class RunningStatistics:
 
     def _cut(self, row: Tensor) -> list[Tensor]:
         pieces = row.split([buffer.numel() for buffer in self.buffers])
-        return [piece.reshape(buffer.shape).clone() for piece, buffer in zip(pieces, self.buffers, strict=True)]
+        return [
+            piece.reshape(buffer.shape).to(buffer.dtype, copy=True)
+            for piece, buffer in zip(pieces, self.buffers, strict=True)
+        ]
