@@ -102,14 +102,32 @@ def class_report(truth: ArrayLike, predicted: ArrayLike, n_classes: int = N_CLAS
     .. [1] Sokolova & Lapalme (2009), Information Processing & Management 45, 427.
     """
     matrix = confusion_matrix(truth, predicted, n_classes)
-    right, support, called = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    return ClassReport(*matrix_scores(matrix), matrix.sum(axis=1))
+
+
+def matrix_scores(matrix: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Precision, recall and F1 of each class from confusion matrices, as `class_report` defines them.
+
+    Parameters
+    ----------
+    matrix : (..., n_classes, n_classes) array_like
+        Counts, or sums of weights, of (true class, predicted class).
+
+    Returns
+    -------
+    precision, recall, f1 : (..., n_classes) float64 arrays
+        NaN where a class occurs neither in truth nor in prediction.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    right = np.diagonal(matrix, axis1=-2, axis2=-1)
+    support, called = matrix.sum(axis=-1), matrix.sum(axis=-2)
     occurs = support + called > 0
 
     def ratio(top: NDArray, bottom: NDArray) -> NDArray[np.float64]:
-        values = np.divide(top, bottom, out=np.zeros(n_classes), where=bottom > 0)
+        values = np.divide(top, bottom, out=np.zeros(right.shape), where=bottom > 0)
         return np.where(occurs, values, np.nan)
 
-    return ClassReport(ratio(right, called), ratio(right, support), ratio(2 * right, support + called), support)
+    return ratio(right, called), ratio(right, support), ratio(2 * right, support + called)
 
 
 def macro_f1(truth: ArrayLike, predicted: ArrayLike, n_classes: int = N_CLASSES) -> float:
@@ -195,6 +213,68 @@ def bootstrap_error(
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         scores.append(statistic(truth[rows], predicted[rows]))
     return float(np.nanstd(scores, ddof=1))
+
+
+def bootstrap_sums(terms: ArrayLike, groups: ArrayLike, *, draws: int = 500, seed: int = 0) -> NDArray[np.float64]:
+    """Sums over resamples with replacement, drawn in whole groups; for scores that are functions of sums.
+
+    Such a score's standard error is its scatter over the resamples, and all scores of one set of sums, and of
+    several methods with the same groups and seed, see the same resamples.
+
+    Parameters
+    ----------
+    terms : (n, ...) array_like of float
+        What every chip adds.
+    groups : (n,) array_like
+        Labels such as the field; only their sorted order matters, not that of the chips.
+    draws : int
+        Number of resamples.
+    seed : int
+
+    Returns
+    -------
+    (draws + 1, ...) float64 array
+        The plain sums first; NaN in all further rows with fewer than two groups.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each chip.
+    """
+    terms = np.asarray(terms, np.float64)
+    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(labels) != len(terms):
+        raise ValueError(f"{len(labels)} group labels for {len(terms)} chips; give one for each chip")
+    n = int(labels.max(initial=-1)) + 1
+    sums = np.zeros((n, *terms.shape[1:]))
+    np.add.at(sums, labels, terms)
+    if n < 2:
+        rest = np.full((draws, *terms.shape[1:]), np.nan)
+    else:
+        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+        rest = np.tensordot(times.astype(np.float64), sums, axes=1)
+    return np.concatenate([sums.sum(axis=0)[None], rest])
+
+
+def scatter(values: ArrayLike) -> NDArray[np.float64]:
+    """Standard error of scores of which the first row is the plain one and the others are resampled ones.
+
+    Parameters
+    ----------
+    values : (draws + 1, ...) array_like of float
+        Scores of what `bootstrap_sums` returns; NaN where a resample has none.
+
+    Returns
+    -------
+    (...) float64 array
+        NaN where fewer than two resamples have the score.
+    """
+    drawn = np.asarray(values, np.float64)[1:]
+    known = np.isfinite(drawn)
+    n = known.sum(axis=0)
+    mean = np.where(known, drawn, 0).sum(axis=0) / np.maximum(n, 1)
+    squares = np.where(known, (drawn - mean) ** 2, 0).sum(axis=0)
+    return np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
 
 
 def _pair(truth: ArrayLike, predicted: ArrayLike) -> tuple[NDArray, NDArray]:

@@ -34,12 +34,12 @@ def weights(tmp_path_factory) -> Path:
     from csst_dask.schema import BANDS
 
     folder, truth = tmp_path_factory.mktemp("weights"), np.linspace(0, 4, 200)
-    common = {"arch": "resnet18", "inputs": "csst", "channels": 13, "bands": list(BANDS)}
+    common = {"arch": "resnet18", "inputs": "maps", "channels": 4, "bands": list(BANDS)}
     torch.manual_seed(0)
-    save_weights(build_classifier("resnet18", 13), folder / "classifier.safetensors", {"task": "classifier", **common})
+    save_weights(build_classifier("resnet18", 4), folder / "classifier.safetensors", {"task": "classifier", **common})
     quantiles = residual_quantiles(truth, truth + np.sin(37 * truth) / 10)
     save_weights(
-        build_regressor("resnet18", 13),
+        build_regressor("resnet18", 4),
         folder / "regressor.safetensors",
         {"task": "regressor", "residual_quantiles": quantiles, **common},
     )
@@ -70,6 +70,30 @@ def write_exposures():
 def small():
     """Settings of a store with the small frame."""
     return {"ingest.frame": FRAME, "ingest.chunks": CHUNKS}
+
+
+@pytest.fixture(scope="session")
+def training_store(tmp_path_factory) -> str:
+    """Blocks that are the brighter the more stars there are, in 30 fields far from each other."""
+    import xarray as xr
+
+    rng, n, size = np.random.default_rng(0), 120, 16
+    path = str(tmp_path_factory.mktemp("store") / "training.zarr")
+    n_star = np.tile([0, 30, 300, 3000, 30_000, 300], n // 6)
+    mean = 0.2 + 1e-3 * np.sqrt(n_star)[:, None, None] * rng.exponential(size=(n, size, size))
+    std, valid = 0.05 + mean - 0.2, np.ones_like(mean)
+    reduced = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
+    total, field = mean.reshape(n, -1), np.arange(n) // 4
+    columns = {
+        "status": np.full(n, "done"), "band": np.tile(["g", "i"], n // 2), "field": [f"f{k}" for k in field],
+        "n_star": n_star, "n_bright": n_star // 2, "ra": field * 9.0, "dec": np.zeros(n), "exptime": np.full(n, 150.0),
+        "pixel_mean": total.mean(1), "pixel_std": total.std(1),
+        "sky_level": np.full(n, 0.2), "sky_sigma": np.full(n, 0.05),
+    }  # fmt: skip
+    survey = xr.Dataset({name: ("chip", np.asarray(values)) for name, values in columns.items()})
+    survey["reduced"] = ("chip", "channel", "iy", "ix"), reduced
+    survey.to_zarr(path, zarr_format=3, consolidated=False, encoding={"reduced": {"chunks": (1, 6, size, size)}})
+    return path
 
 
 def decoded(path: str, group: str = "") -> dict[str, np.ndarray]:

@@ -14,15 +14,15 @@ N, SIZE = 7, 16
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    common = {"arch": "resnet18", "inputs": "csst", "channels": 13, "bands": ["g", "r", "i"]}
-    classifier = build_classifier("resnet18", 13)
-    regressor = build_regressor("resnet18", 13)
+    common = {"arch": "resnet18", "inputs": "maps", "channels": 4, "bands": ["g", "r", "i"]}
+    classifier = build_classifier("resnet18", 4)
+    regressor = build_regressor("resnet18", 4)
     set_output_level(regressor, 2.0)
     for module in (classifier, regressor):
         module.train()
         with torch.no_grad():
             for _ in range(4):
-                module(torch.randn(8, 13, SIZE, SIZE))
+                module(torch.randn(8, 4, SIZE, SIZE))
     save_weights(classifier, path / "classifier.safetensors", {**common, "task": "classifier"})
     quantiles = residual_quantiles(np.linspace(-0.2, 0.3, 101), np.zeros(101))
     metadata = {**common, "task": "regressor", "bands": ["g", "r"], "residual_quantiles": quantiles}

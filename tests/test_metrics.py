@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csst_dask.metrics import accuracy, bootstrap_error, class_report, confusion_matrix, dex_errors, macro_f1
+from csst_dask.metrics import (
+    accuracy,
+    bootstrap_error,
+    bootstrap_sums,
+    class_report,
+    confusion_matrix,
+    dex_errors,
+    macro_f1,
+    matrix_scores,
+    scatter,
+)
 
 TRUTH = np.array([0, 0, 1, 1, 1, 2])
 CALLED = np.array([0, 1, 1, 1, 2, 2])
@@ -75,3 +85,39 @@ def test_one_group_has_no_error_and_bad_input_is_refused():
         confusion_matrix([-1, 2], [0, 2])
     with pytest.raises(ValueError, match="alike"):
         accuracy([0, 1], [0])
+
+
+def test_scores_of_many_matrices_are_those_of_each_and_know_no_scale():
+    first, second = confusion_matrix(TRUTH, CALLED, 4), np.arange(16).reshape(4, 4)
+    together = matrix_scores(np.stack([first, 0.01 * second]))
+    for one, matrix in enumerate((first, second)):
+        for found, alone in zip(together, matrix_scores(matrix), strict=True):
+            np.testing.assert_allclose(found[one], alone)
+    np.testing.assert_allclose(together[2][0], class_report(TRUTH, CALLED, 4).f1)
+
+
+def test_sums_over_resamples_draw_whole_groups():
+    terms = np.array([[1.0, 10], [2, 20], [4, 40]])
+    sums = bootstrap_sums(terms, ["a", "b", "a"], draws=300)
+    assert sums.shape == (301, 2)
+    np.testing.assert_array_equal(sums[0], [7, 70])
+    np.testing.assert_array_equal(sums[:, 1], 10 * sums[:, 0])
+    assert set(sums[1:, 0].tolist()) == {4.0, 7.0, 10.0}  # b twice, one of each, a twice
+    order = [2, 0, 1]
+    np.testing.assert_allclose(bootstrap_sums(terms[order], ["a", "a", "b"], draws=300), sums)
+    assert np.isnan(bootstrap_sums(terms, [0, 0, 0], draws=3)[1:]).all()
+    with pytest.raises(ValueError, match="2 group labels for 3 chips"):
+        bootstrap_sums(terms, [0, 1])
+
+
+def test_both_ways_to_an_error_agree():
+    rng = np.random.default_rng(5)
+    truth, called, field = np.zeros(300, int), rng.integers(0, 2, 300), np.arange(300) // 3
+    sums = bootstrap_sums(np.stack([np.ones(300), truth == called], axis=1), field, draws=2000)
+    error = scatter(sums[:, 1] / sums[:, 0])
+    assert error == pytest.approx(bootstrap_error(accuracy, truth, called, groups=field, draws=2000), rel=0.08)
+
+
+def test_scatter_leaves_out_the_plain_score_and_what_is_unknown():
+    assert scatter([100.0, 1, 2, 3]) == pytest.approx(1)
+    np.testing.assert_allclose(scatter([[9, 9], [1, np.nan], [3, 5], [np.nan, np.nan]]), [math.sqrt(2), np.nan])

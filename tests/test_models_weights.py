@@ -20,7 +20,7 @@ METADATA = {
     "task": "classifier",
     "arch": "resnet18",
     "channels": 3,
-    "inputs": "csst",
+    "inputs": "maps",
     "bands": ["g", "r"],
     "training": {"epochs": 3, "note": 'a "quoted" \n word'},
 }
@@ -51,7 +51,7 @@ def test_what_was_saved_is_loaded(network, saved):
     path, checksum = saved
     model = load_weights(path, "classifier")
     assert {name: model.metadata[name] for name in METADATA} == METADATA
-    assert (model.task, model.inputs, model.bands) == ("classifier", "csst", ("g", "r"))
+    assert (model.task, model.inputs, model.bands) == ("classifier", "maps", ("g", "r"))
     assert model.checksum == checksum == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not model.module.training
     assert all(p.dtype == torch.float32 for p in model.module.parameters())

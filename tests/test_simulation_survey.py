@@ -232,6 +232,7 @@ def test_surveys_that_avoid_each_other_are_refused(tmp_path):
         ({"detectors": (8, 31)}, r"\[31\]"),
         ({"exposures": 3, "star_counts": (1, 2)}, "2 counts for 3 exposures"),
         ({"star_counts": (100_000_000,)}, "star_counts"),
+        ({"region": "mixed", "star_counts": (6_000_000,)}, "ask for fewer"),
         ({"avoid": ("nowhere.yaml",)}, "nowhere.yaml"),
     ],
 )

@@ -1,4 +1,8 @@
 import csv
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,22 +12,23 @@ import torch
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models import load_weights
-from csst_dask.training import Samples, Split
+from csst_dask.preprocess.histograms import HISTOGRAMS
+from csst_dask.training import Samples, Split, cache
 from csst_dask.training import fit as fit_anywhere
+from csst_dask.training.cache import InputCache, make_block
 
-CONFIG = TrainingConfig(arch="resnet18", epochs=2, batch=8, learning_rate=1e-3, seed=3)
+CONFIG = TrainingConfig(arch="resnet18", context_epochs=1, epochs=1, batch=8, learning_rate=1e-3, seed=3)
 SPLIT = Split(np.arange(0, 24), np.arange(24, 32), np.arange(32, 40))
 
 
 fit = partial(fit_anywhere, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def samples():
+def make_samples(n):
     """Blocks that are the brighter the more stars there are."""
     rng = np.random.default_rng(0)
-    n, size = 40, 16
-    n_star = np.tile([0, 30, 300, 3000, 30_000, 300_000, 300, 3000], 5)
+    size = 16
+    n_star = np.tile([0, 30, 300, 3000, 30_000, 300_000, 300, 3000], n // 8)
     mean = 0.2 + 1e-3 * np.sqrt(n_star)[:, None, None] * rng.exponential(size=(n, size, size))
     std, valid = 0.05 + mean - 0.2, np.ones_like(mean)
     reduced = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
@@ -35,14 +40,19 @@ def samples():
             "sky_level": np.full(n, 0.2), "sky_sigma": np.full(n, 0.05),
         },
         band=np.tile(["g", "i"], n // 2), n_star=n_star, n_bright=n_star // 2,
-        field=np.repeat([f"f{i}" for i in range(10)], 4),
-        ra=np.repeat(np.arange(10) * 9.0, 4), dec=np.zeros(n),
+        field=np.repeat([f"f{i}" for i in range(n // 4)], 4),
+        ra=np.repeat(np.arange(n // 4) * 360.0 / n, 4), dec=np.zeros(n),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
+def samples():
+    return make_samples(40)
+
+
+@pytest.fixture(scope="module")
 def whole(samples, tmp_path_factory):
-    """An uninterrupted training of the regressor, which also draws dropout."""
+    """An uninterrupted training of the regressor, which also draws noise on the context."""
     out = tmp_path_factory.mktemp("whole")
     calls = []
     result = fit("regressor", samples, SPLIT, CONFIG, out, lambda *c: calls.append(c), threads=1)
@@ -53,9 +63,12 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(samples, whole, tmp_path):
+@pytest.mark.parametrize("moment", [(1, 1), (2, 1)])
+def test_a_killed_training_goes_on_to_the_same_weights(samples, whole, tmp_path, moment):
+    """Killed while it learns from the context alone, and with the maps."""
+
     def kill(epoch, epochs, step, steps, loss):
-        if (epoch, step) == (2, 2):
+        if (epoch, step) == moment:
             raise Killed
 
     with pytest.raises(Killed):
@@ -63,9 +76,78 @@ def test_a_killed_training_goes_on_to_the_same_weights(samples, whole, tmp_path)
     torch.rand(7)  # the state of the caller's generator does not matter
     calls = []
     result = fit("regressor", samples, SPLIT, CONFIG, tmp_path, lambda *c: calls.append(c), threads=1)
-    assert {call[0] for call in calls} == {2}
+    assert {call[0] for call in calls} == set(range(moment[0], 3))
     assert result.metrics == whole[1].metrics
     assert result.weights.read_bytes() == whole[1].weights.read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["predict_rows", "write_model_card"])
+def test_a_training_that_is_killed_after_its_last_epoch_still_writes_its_weights(samples, whole, tmp_path, moment):
+    def kill(*_, **__):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"csst_dask.training.finish.{moment}", kill)
+        with pytest.raises(Killed):
+            fit("regressor", samples, SPLIT, CONFIG, tmp_path, threads=1)
+    assert (tmp_path / "regressor.safetensors").exists() == (moment == "write_model_card")
+    (tmp_path / ".checkpoint.pt.0123abcd").write_bytes(b"half of it")
+    calls = []
+    result = fit("regressor", samples, SPLIT, CONFIG, tmp_path, lambda *c: calls.append(c), threads=1)
+    assert calls == []
+    assert result.weights.read_bytes() == whole[1].weights.read_bytes()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint.pt", "log.csv", "regressor.md", "regressor.safetensors"}
+
+
+def test_signals_end_it_after_the_step_at_hand_and_adding_one_does_no_harm(samples, whole, tmp_path):
+    calls = []
+
+    def ask(*call):
+        calls.append(call)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match="after step 2 of"):
+        fit("regressor", samples, SPLIT, CONFIG, tmp_path, ask, threads=1)
+    assert len(calls) == 2
+    result = fit("regressor", samples, SPLIT, CONFIG, tmp_path, threads=1)
+    assert result.weights.read_bytes() == whole[1].weights.read_bytes()
+
+
+def test_ctrl_c_while_inputs_are_made_simply_ends_it(samples, tmp_path):
+    blocks = []
+
+    def interrupt():
+        blocks.append(len(list((tmp_path / "inputs").glob(".*"))))
+        if blocks[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("classifier", samples, SPLIT, CONFIG, tmp_path, threads=1, alive=interrupt)
+    assert blocks[-1] == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "inputs"]
+    assert list((tmp_path / "inputs").iterdir()) == []
+
+
+def test_trainings_that_share_inputs_do_not_disturb_each_other(samples, tmp_path):
+    rows, folder = np.arange(36), tmp_path / "inputs" / "key"
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    orphan = folder.with_name(f".key.{cache._OWNER.rpartition('-')[0]}-{process.pid}.0123abcd")
+    orphan.mkdir(parents=True)
+    inner = []
+
+    def meanwhile():
+        if not inner:
+            inner.append(folder.exists())
+            InputCache.fill(folder, samples, rows, "maps")
+
+    InputCache.fill(folder, samples, rows, "maps", meanwhile)
+    assert inner == [False]
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]
+    maps, _ = InputCache.open(folder, samples, rows).batch(rows, torch.device("cpu"))
+    expected, _ = make_block(samples, rows, "maps")
+    np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_finished_training_returns_at_once(samples, whole):
@@ -94,8 +176,7 @@ def test_progress_log_and_card_tell_the_same_story(whole):
     assert calls[-1][:4] == (2, 2, 2, 2)
     rows = list(csv.DictReader((out / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    best = min(rows, key=lambda row: float(row["validation_loss"]))
-    assert int(best["epoch"]) == result.best_epoch
+    assert result.best_epoch == 2  # the end of the cosine
     text = result.card.read_text()
     assert "No field is shared" in text
     assert "21 chips of 6 fields to learn from" in text
@@ -105,16 +186,20 @@ def test_progress_log_and_card_tell_the_same_story(whole):
 
 def test_the_weights_know_what_they_are(whole, samples):
     model = load_weights(whole[1].weights, "regressor")
-    assert model.inputs == "csst"
+    assert (model.inputs, model.metadata["histograms"]) == ("maps", len(HISTOGRAMS))
     assert model.bands == ("g", "i")
+    assert model.metadata["split"]["kind"] == "field"
     assert model.metadata["residual_quantiles"]["n"] == 7  # validation chips below class 5
     assert model.metadata["training"]["chips"] == {"train": 21, "validation": 7, "test": 7}
 
 
-def test_the_classifier_learns(samples, tmp_path):
-    config = CONFIG.model_copy(update={"epochs": 6, "learning_rate": 3e-3})
-    value, _ = fit("classifier", samples, SPLIT, config, tmp_path, threads=1).metrics["accuracy"]
-    assert value >= 0.5  # the commonest class would give 0.25
+def test_the_classifier_learns(tmp_path):
+    n = 240
+    split = Split(np.arange(0, n - 80), np.arange(n - 80, n - 40), np.arange(n - 40, n))
+    config = CONFIG.model_copy(update={"arch": None, "context_epochs": 60, "batch": 32})
+    result = fit("classifier", make_samples(n), split, config, tmp_path, threads=1)
+    assert load_weights(result.weights).metadata["arch"] == "perceptron"
+    assert result.metrics["accuracy"][0] >= 0.8  # the commonest class would give 0.25
 
 
 def test_global_state_is_left_alone(samples, tmp_path):
@@ -135,7 +220,8 @@ def test_the_paper_recipe_trains_on_its_own_inputs_with_class_five_if_asked(samp
 
 
 def test_training_stops_when_validation_rests(samples, tmp_path):
-    config = CONFIG.model_copy(update={"epochs": 30, "learning_rate": 1e-12, "patience": 1, "bands": ("g",)})
+    few = {"recipe": "paper", "epochs": 30, "learning_rate": 1e-12, "patience": 1, "bands": ("g",)}
+    config = CONFIG.model_copy(update=few)
     assert fit("classifier", samples, SPLIT, config, tmp_path, threads=1).epochs < 30
 
 

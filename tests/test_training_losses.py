@@ -1,9 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from csst_dask.training.losses import class_loss, count_loss
+from csst_dask.config import TrainingConfig
+from csst_dask.training.losses import class_loss, count_loss, laplace_loss
+from csst_dask.training.recipes import Targets, task_named
 
 
 def test_count_loss_done_by_hand():
@@ -35,3 +39,76 @@ def test_smoothing_makes_certainty_cost():
     logits, target = torch.tensor([[50.0, 0.0]]), torch.tensor([0])
     assert class_loss(logits, target).item() < 1e-6
     assert class_loss(logits, target, 0.1).item() == pytest.approx(0.05 * 50)
+
+
+def test_the_laplace_loss_is_the_negative_log_likelihood_less_a_constant():
+    rng = np.random.default_rng(0)
+    median, log_scale, target = rng.normal(size=(3, 50))
+    found = laplace_loss(*(torch.tensor(values) for values in (median, log_scale, target))).item()
+    expected = -np.mean(stats.laplace.logpdf(target, median, np.exp(log_scale)))
+    assert found == pytest.approx(expected - math.log(2))
+
+
+def test_chips_without_a_target_cost_nothing_and_pull_at_nothing():
+    median = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    log_scale = torch.zeros(3, requires_grad=True)
+    loss = laplace_loss(median, log_scale, torch.tensor([1.5, float("nan"), 1.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx((0.5 + 2.0) / 2)
+    assert median.grad.tolist() == pytest.approx([-0.5, 0, 0.5])
+    assert log_scale.grad.tolist() == pytest.approx([0.25, 0, -0.5])
+    nothing = laplace_loss(median, log_scale, torch.full((3,), float("nan")))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert torch.isfinite(median.grad).all()
+
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def targets():
+    """Targets of which the first half mostly lacks the bright stars."""
+    rng = np.random.default_rng(1)
+    bright = rng.uniform(0, 3, N).astype(np.float32)
+    bright[: N // 2 - 1] = np.nan
+    return Targets(rng.integers(0, 6, N), rng.uniform(0, 5, N).astype(np.float32), bright)
+
+
+def outputs(names):
+    generator = torch.Generator().manual_seed(2)
+    drawn = {name: torch.randn((N, 6) if name == "logits" else N, generator=generator) for name in names}
+    return {name: values.requires_grad_() for name, values in drawn.items()}
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("classifier", ["logits"]),
+        ("classifier", ["logits", "star", "star_scale", "bright", "bright_scale"]),
+        ("regressor", ["logits", "star", "star_scale", "bright", "bright_scale"]),
+    ],
+)
+def test_parts_of_a_batch_add_up_to_the_batch_however_it_is_cut(targets, task, names):
+    """Loss and gradients; the parts hold different numbers of chips with known counts of bright stars."""
+    rows, config, found = np.arange(2, N), TrainingConfig(), []
+    for parts in (1, 2, 5):
+        answer, total = outputs(names), 0.0
+        for part in np.array_split(rows, parts):
+            share = {name: values[part] for name, values in answer.items()}
+            total = total + task_named(task).loss(share, targets, part, config, batch=rows)
+        total.backward()
+        found.append([total.detach(), *(values.grad for values in answer.values())])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_parts_of_the_paper_regressor_add_up_too(targets):
+    rows, config, answer = np.arange(N // 2, N), TrainingConfig(), outputs(["bright"])
+
+    def loss(part, **batch):
+        return task_named("regressor").loss({"bright": answer["bright"][part]}, targets, part, config, **batch).item()
+
+    assert loss(rows[:3], batch=rows) + loss(rows[3:], batch=rows) == pytest.approx(loss(rows))
+    assert loss(rows[:3], batch=rows) == pytest.approx(loss(rows[:3]) * 3 / len(rows))

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from csst_dask.errors import ConfigError
 from csst_dask.schema import CHANNELS
-from csst_dask.training import load_samples, split_by_field
+from csst_dask.training import Samples, load_samples, split_by_field
+from csst_dask.training.samples import MOST_CENTRES, cover, record_split, split_at_random
 
 
 def sky(n_fields, per_field, seed):
@@ -121,3 +122,67 @@ def test_a_store_without_what_is_needed_is_refused(store, tmp_path):
     data.drop_vars("n_star").to_zarr(tmp_path / "other.zarr", consolidated=False)
     with pytest.raises(ConfigError, match="lacks n_star"):
         load_samples(tmp_path / "other.zarr")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=300), st.integers(0, 9))
+def test_a_split_at_random_has_every_chip_once_and_every_class_in_its_shares(level, seed):
+    level = np.array(level)
+    split = split_at_random(level, seed=seed)
+    parts = (split.train, split.validation, split.test)
+    assert sorted(np.concatenate(parts)) == list(range(len(level)))
+    assert min(len(part) for part in parts) >= 1
+    if len(level) >= 30:
+        for rows, share in zip(parts, (0.8, 0.1, 0.1), strict=True):
+            counts = np.bincount(level[rows], minlength=6)
+            assert np.abs(counts - share * np.bincount(level, minlength=6)).max() <= 2.5
+    np.testing.assert_array_equal(split_at_random(level, seed=seed).test, split.test)
+
+
+def sampled(n_fields=80, per_field=4, seed=0):
+    """Chips without maps."""
+    field, _, ra, dec = sky(n_fields, per_field, seed)
+    ra[-3 * per_field :], dec[-3 * per_field :] = np.repeat([90.0, 180.0, 270.0], per_field), -40.0  # apart
+    n_star = np.random.default_rng(seed).integers(0, 200_000, len(field))
+    band = np.tile(["g", "i"], len(field))[: len(field)]
+    return Samples(np.zeros((len(field), 6, 2, 2)), {}, band, n_star, n_star // 9, field, ra % 360, dec)
+
+
+def test_a_split_at_random_shares_fields_and_says_so():
+    samples = sampled()
+    split = samples.split(3, "random")
+    assert set(samples.field[split.train]) & set(samples.field[split.test])
+    record = record_split(samples, split, 3)
+    assert (record["kind"], record["test_fields"]) == ("random", [])
+    np.testing.assert_array_equal(record["test_rows"], split.test)
+    assert record_split(samples, samples.split(3), 3)["kind"] == "field"
+    np.testing.assert_array_equal(samples.split(3).test, samples.split(3, "field").test)
+
+
+def test_what_was_learned_from_lies_near_the_recorded_centres():
+    samples = sampled()
+    split = samples.split(1)
+    record = record_split(samples, split, 1)
+    learned = np.concatenate([split.train, split.validation])
+    centres = np.array(record["centres"]["ra"]), np.array(record["centres"]["dec"])
+    assert len(centres[0]) < len(learned)
+    away = [separation(samples.ra[[k]], samples.dec[[k]], *centres) for k in learned]
+    assert max(away) <= record["radius"]
+    assert (
+        min(separation(samples.ra[[k]], samples.dec[[k]], *centres) for k in split.test) > record["separation"] - 0.01
+    )
+    assert set(record["test_fields"]) == set(samples.field[split.test])
+    order = np.random.default_rng(0).permutation(len(samples))
+    taken = {"band": samples.band, "n_star": samples.n_star, "n_bright": samples.n_bright, "field": samples.field}
+    other = Samples(samples.reduced, {}, **{k: v[order] for k, v in taken.items()}, ra=samples.ra[order],
+                    dec=samples.dec[order])  # fmt: skip
+    assert other.checksum != samples.checksum == sampled().checksum
+
+
+def test_a_record_of_very_many_chips_stays_small():
+    rng = np.random.default_rng(0)
+    ra, dec = rng.uniform(0, 360, 12_000), np.degrees(np.arcsin(rng.uniform(-1, 1, 12_000)))
+    centres, radius = cover(ra, dec)
+    assert len(centres["ra"]) <= MOST_CENTRES
+    assert 1 < radius < 5
+    assert cover([], []) == ({"ra": [], "dec": []}, 0.51)

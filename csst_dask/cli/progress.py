@@ -56,7 +56,7 @@ class Stages:
             state["total"] = total
             self._progress.update(bar, total=total)
             if not console.is_terminal and total:
-                console.print(f"{name}: {total} chips to do", highlight=False)
+                console.print(f"{name}: {total} to do", highlight=False)
 
         def advance(chip: str, status: str, reason: str) -> None:
             state["count"] += 1

@@ -1,4 +1,4 @@
-"""Commands that learn: train."""
+"""Commands that learn: train, tune; and export, for who learns elsewhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from csst_dask.cli.app import ConfigOption, StoreOption, app, console
-from csst_dask.config import load_config, with_settings
+from csst_dask.cli.app import (
+    ConfigOption,
+    SchedulerFileOption,
+    SchedulerOption,
+    StoreOption,
+    WorkersOption,
+    app,
+    console,
+)
+from csst_dask.cli.stage import configure, connected
 
 
 class Kind(StrEnum):
@@ -35,6 +43,13 @@ class Recipe(StrEnum):
     csst = "csst"
 
 
+class Launcher(StrEnum):
+    """What starts the ranks of a training."""
+
+    dask = "dask"
+    torchrun = "torchrun"
+
+
 @app.command()
 def train(
     task: Annotated[Kind, typer.Argument(help="Which network.")],
@@ -45,19 +60,29 @@ def train(
         str | None, typer.Option("--arch", help="Architecture, such as resnet34.", show_default=False)
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the chips.", show_default="15")] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("--ranks", help="Processes that train together.", show_default="one per GPU, or one"),
+    ] = None,
+    launcher: Annotated[
+        Launcher | None, typer.Option("--launcher", help="What starts the ranks.", show_default="dask")
+    ] = None,
     config: ConfigOption = None,
+    scheduler: SchedulerOption = None,
+    scheduler_file: SchedulerFileOption = None,
+    workers: WorkersOption = None,
 ) -> None:
-    """Train a network from a store with truth; called again it goes on from the last epoch."""
+    """Train a network from a store with truth; called again it goes on from its last checkpoint.
+
+    The folder receives log.csv with losses, validation score and learning rate of every epoch.
+    """
     from csst_dask.runners.train import train_network
 
-    chosen = with_settings(
-        load_config(config),
-        {
-            "training.recipe": recipe.value if recipe else None,
-            "training.arch": arch,
-            "training.epochs": epochs,
-        },
-    )
+    chosen = configure(
+        config, scheduler, scheduler_file, workers,
+        training__recipe=recipe, training__arch=arch, training__epochs=epochs, training__ranks=ranks,
+        training__launcher=launcher,
+    )  # fmt: skip
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -79,5 +104,73 @@ def train(
                 console.print(f"epoch {epoch} of {epochs}: loss of the last step {loss:.4f}", highlight=False)
 
         command = "csst-dask " + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:])
-        result = train_network(task.value, store, out, chosen.training, progress, command)
+        result = train_network(task.value, store, out, chosen, progress, command)
     console.print(result)
+
+
+@app.command()
+def tune(
+    task: Annotated[Kind, typer.Argument(help="Which network.")],
+    store: StoreOption,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Finished or pruned trials in all, over every call.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the study and its best settings.")],
+    recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How to train.", show_default="csst")] = None,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="Architecture, such as resnet34.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs", help="Passes of a trial; with pretrained weights training.stage_epochs.", show_default="15"
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = None,
+    scheduler_file: SchedulerFileOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Search for rates, layer multipliers and loss weights with Optuna; called again it goes on.
+
+    The folder receives the study and best.yaml, with which `csst-dask train TASK --config best.yaml` repeats the best
+    trial. A worker trains one trial at a time, with its share of the cores.
+    """
+    from csst_dask.runners.tune import tune_network
+
+    chosen = configure(
+        config, scheduler, scheduler_file, workers,
+        training__recipe=recipe, training__arch=arch, training__epochs=epochs,
+    )  # fmt: skip
+    with connected(chosen) as (client, stages):
+        found = tune_network(client, task.value, store, trials, out.resolve(), chosen, *stages("tune"))
+    measure = "accuracy" if task is Kind.classifier else "mean absolute error, dex"
+    lines = [
+        f"{found['trials']} trials, {found['pruned']} of them pruned; {found['failed']} failed",
+        f"best {measure}: {found['score']:.4f} on the validation chips",
+        *(f"  {name}: {value}" for name, value in found["settings"].items()),
+        f"settings: {out / 'best.yaml'}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    store: StoreOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for one .pt file a chip.")],
+    inputs: Annotated[
+        str, typer.Option("--inputs", help="Kind of network inputs: paper-point, paper-area or maps.")
+    ] = "paper-point",
+) -> None:
+    """Write preprocessed chips with truth as .pt files that torch.load reads; called again it goes on.
+
+    The folder holds one export: other chips or another kind of inputs need another folder.
+    """
+    from csst_dask.training.exchange import export_samples
+    from csst_dask.training.samples import load_samples
+
+    samples = load_samples(store)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("export", total=len(samples))
+        for _ in export_samples(samples, out, inputs):
+            bars.advance(bar)
+    console.print(f"{len(samples)} samples: {out}", highlight=False, soft_wrap=True, markup=False)

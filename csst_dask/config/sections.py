@@ -151,16 +151,46 @@ class TrainingConfig(Section):
     recipe: Literal["paper", "csst"] = "csst"
     """Which inputs, augmentation and schedule."""
     arch: str | None = None
-    """Architecture; by default ResNet-34 for the classifier and ResNet-50 for the regressor."""
+    """Architecture; by default a perceptron for csst, ResNet-34 and ResNet-50 for the paper's two networks."""
     epochs: int = Field(15, ge=1)
+    context_epochs: int = Field(250, ge=0)
+    """Epochs in which the networks of recipe csst learn from band, noise and statistics alone: all of a perceptron,
+    and those of other architectures before ``epochs`` with maps."""
     batch: int = Field(32, ge=2)
     """Chips per step."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     clip: float = Field(1.0, gt=0)
     """Largest L2 norm of a gradient."""
+    mse_weight: float = Field(1.0, ge=0)
+    mae_weight: float = Field(1.0, ge=0)
+    relative_weight: float = Field(0.1, ge=0)
+    """Weights of squared, absolute and relative squared error in the loss of the paper's regressor."""
+    pretrained: Path | None = None
+    """ImageNet weights of the regressor's backbone, a file of torchvision; without it the paper's stages make one."""
+    stage_epochs: tuple[PositiveInt, PositiveInt, PositiveInt] = (30, 40, 70)
+    """Epochs in which the head, the last residual layer too, and all of a pretrained regressor learn."""
+    layer_rates: tuple[float, float, float] = (1.0, 0.3, 0.1)
+    """Learning rates of the head, the last residual layer and the rest in these stages, of ``learning_rate``."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Mixed precision; auto is bf16 on a GPU that has it, fp16 on others, off on a CPU."""
+    parts: int | None = Field(None, ge=1)
+    """Micro-batches of a step, over all ranks; by default one for each rank."""
+    ranks: int | None = Field(None, ge=1)
+    """Processes that train together; by default one for each GPU, or one."""
+    launcher: Literal["dask", "torchrun"] = "dask"
+    """What starts them."""
+    timeout: float = Field(60.0, gt=0)
+    """Ranks that wait for another one for longer give up, s."""
+    restarts: int = Field(3, ge=0)
+    """How often a gang of ranks that broke is started again."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Time between checkpoints within an epoch."""
     patience: int = Field(15, ge=1)
     """Epochs without a better validation loss before training stops."""
     seed: int = Field(0, ge=0)
+    split: Literal["field", "random"] = "field"
+    """How chips are divided into sets: so that no patch of sky is in two of them, or at random as in the paper, for
+    comparison with it only."""
     bands: tuple[str, ...] = BANDS
     """Bands to learn from."""

@@ -12,10 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from csst_dask.models.calibrate import INTERVAL_LEVEL, interval
+from csst_dask.models.decode import ask
+from csst_dask.models.density import DensityNetwork
 from csst_dask.models.files import weights_folder
 from csst_dask.models.weights import LoadedModel, load_weights
+from csst_dask.preprocess.context import make_context
 from csst_dask.preprocess.inputs import SCALARS, make_inputs
 from csst_dask.schema import N_CLASSES
+
+KNOWN = (*SCALARS, "exptime")
+"""Scalars of a chip that networks are told of."""
 
 CROWDED = N_CLASSES - 1
 """Class for which the regression is bypassed (paper, section 4.5)."""
@@ -61,7 +67,7 @@ def load_two_stage(folder: str | Path | None = None, device: str = "cpu") -> Two
     """
     folder = weights_folder(folder)
     classifier, regressor = (load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor"))
-    interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL)
+    interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL, scale=np.ones(1))
     for model in (classifier, regressor):
         model.module.to(device)
     return TwoStage(classifier, regressor)
@@ -86,7 +92,7 @@ def predict_batch(
     reduced : (n, 6, iy, ix) float32 array
         Reduced maps, e-/s. Not modified.
     scalars : mapping of str to (n,) array
-        At least `preprocess.inputs.SCALARS`.
+        At least `preprocess.inputs.SCALARS`; ``exptime`` (s) counts where it is given.
     band : sequence of n str
     batch : int
         Chips per forward pass, at least 1.
@@ -95,9 +101,11 @@ def predict_batch(
     -------
     dict of arrays
         ``class_probability`` (n, 6) float32; ``density_class`` (n,) int8; ``confidence`` (n,) float32, the
-        largest probability; ``log_bright`` (n,) float32, log10(1 + count); ``bright_count``,
-        ``bright_lower``, ``bright_upper`` (n,) float32, stars per chip, the bounds at `INTERVAL_LEVEL`; the
-        last four are NaN for class 5; ``unlike`` (n,) bool, the band was not learned from.
+        largest probability; ``log_star`` (n,) float32, log10(1 + n_star), with the bounds ``star_lower`` and
+        ``star_upper``, stars per chip, at `INTERVAL_LEVEL`, all NaN where the classifier gives no count;
+        ``log_bright`` (n,) float32, log10(1 + n_bright); ``bright_count``, ``bright_lower``, ``bright_upper`` (n,)
+        float32, stars per chip; the last four are NaN for class 5; ``unlike`` (n,) bool, the band was not learned
+        from, or the statistics of the maps are unlike those of the chips that were.
 
     Raises
     ------
@@ -107,47 +115,68 @@ def predict_batch(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, found {batch}")
     n = len(reduced)
-    probability = np.empty((n, N_CLASSES), np.float32)
-    log_bright = np.empty(n, np.float32)
-    for start in range(0, n, batch):
+    blocks = []
+    for start in range(0, max(n, 1), batch):
         part = slice(start, min(start + batch, n))
-        some = {name: np.asarray(scalars[name])[part] for name in SCALARS}
-        logits, counts = _forward(models, np.asarray(reduced)[part], some, band[part], batch)
-        probability[part] = torch.softmax(logits, dim=1).cpu().numpy()[: part.stop - start]
-        log_bright[part] = counts.cpu().numpy()[: part.stop - start]
-    return _assemble(models, probability, log_bright, band)
+        some = {name: np.asarray(values)[part] for name, values in scalars.items() if name in KNOWN}
+        found = _forward(models, np.asarray(reduced)[part], some, band[part], batch)
+        blocks.append({name: values[: part.stop - start] for name, values in found.items()})
+    return _assemble(models, {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}, band)
 
 
 @torch.inference_mode()
 def _forward(
     models: TwoStage, reduced: NDArray, scalars: dict, band: Sequence[str], batch: int
-) -> tuple[Tensor, Tensor]:
-    made: dict[str, Tensor] = {}
-    outputs = []
+) -> dict[str, NDArray[np.float32]]:
+    """Numbers of both networks for one padded batch, by name; ``batch`` rows."""
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    answers: dict[str, Tensor] = {}
     for model in (models.classifier, models.regressor):
-        if model.inputs not in made:
-            inputs = make_inputs(model.inputs, reduced, scalars, band)
-            padded = np.zeros((batch, *inputs.shape[1:]), np.float32)
-            padded[: len(inputs)] = inputs
-            made[model.inputs] = torch.from_numpy(padded)
-        device = next(model.module.parameters()).device
-        outputs.append(model.module(made[model.inputs].to(device, memory_format=torch.channels_last)))
-    return outputs[0], outputs[1]
+        kind, device = model.inputs, next(model.module.parameters()).device
+        if kind not in made:
+            blocks = make_inputs(kind, reduced, scalars, band), make_context(kind, reduced, scalars, band)
+            made[kind] = _padded(blocks[0], batch), _padded(blocks[1], batch)
+        maps, context = (tensor.to(device) for tensor in made[kind])
+        answer = ask(model.module, model.metadata, maps.contiguous(memory_format=torch.channels_last), context)
+        if model.task == "regressor":
+            answers |= {name: answer[name] for name in ("bright", "bright_scale") if name in answer}
+            continue
+        answers["probability"] = torch.softmax(answer["logits"] / model.metadata.get("temperature", 1.0), dim=1)
+        answers |= {name: answer[name] for name in ("star", "star_scale") if name in answer}
+        if isinstance(model.module, DensityNetwork):
+            answers["strangeness"] = model.module.strangeness(context)
+    return {name: values.cpu().numpy() for name, values in answers.items()}
 
 
-def _assemble(models: TwoStage, probability: NDArray, log_bright: NDArray, band: Sequence[str]) -> dict[str, NDArray]:
+def _padded(values: NDArray[np.float32], batch: int) -> Tensor:
+    padded = np.zeros((batch, *values.shape[1:]), np.float32)
+    padded[: len(values)] = values
+    return torch.from_numpy(padded)
+
+
+def _assemble(models: TwoStage, found: dict[str, NDArray], band: Sequence[str]) -> dict[str, NDArray]:
+    probability, nothing = found["probability"], np.full(len(found["probability"]), np.nan, np.float32)
     classes = probability.argmax(axis=1).astype(np.int8)
-    log_bright = np.where(classes == CROWDED, np.float32(np.nan), np.maximum(log_bright, 0))
-    lower, upper = interval(log_bright, models.regressor.metadata, INTERVAL_LEVEL)
+    log_star = np.maximum(found.get("star", nothing), 0)
+    log_bright = np.where(classes == CROWDED, np.float32(np.nan), np.maximum(found["bright"], 0))
+    scales = {name: np.exp(found[name]) if name in found else None for name in ("star_scale", "bright_scale")}
+    star_bounds = (nothing, nothing)
+    if "star" in found:
+        star_bounds = interval(log_star, models.classifier.metadata, INTERVAL_LEVEL, scales["star_scale"], "star")
+    bounds = interval(log_bright, models.regressor.metadata, INTERVAL_LEVEL, scales["bright_scale"])
+    strange = found.get("strangeness", nothing) > models.classifier.metadata.get("strangeness_limit", np.inf)
     return {
         "class_probability": probability,
         "density_class": classes,
         "confidence": probability.max(axis=1, initial=0),
+        "log_star": log_star,
+        "star_lower": _count(star_bounds[0]),
+        "star_upper": _count(star_bounds[1]),
         "log_bright": log_bright,
         "bright_count": _count(log_bright),
-        "bright_lower": _count(lower),
-        "bright_upper": _count(upper),
-        "unlike": ~np.isin(np.asarray(band, dtype=str), models.bands),
+        "bright_lower": _count(bounds[0]),
+        "bright_upper": _count(bounds[1]),
+        "unlike": ~np.isin(np.asarray(band, dtype=str), models.bands) | strange,
     }
 
 

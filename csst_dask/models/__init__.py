@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from csst_dask.models.classifiers import CLASSIFIERS, build_classifier
     from csst_dask.models.files import weights_folder
     from csst_dask.models.regressor import REGRESSORS, build_regressor
-    from csst_dask.models.weights import LoadedModel, load_weights, round_weights, save_weights
+    from csst_dask.models.weights import LoadedModel, build_network, load_weights, round_weights, save_weights
 
 __all__ = [
     "CLASSIFIERS",
     "REGRESSORS",
     "LoadedModel",
     "build_classifier",
+    "build_network",
     "build_regressor",
     "interval",
     "load_weights",
@@ -31,6 +32,7 @@ _PLACES = {
     "LoadedModel": "weights",
     "REGRESSORS": "regressor",
     "build_classifier": "classifiers",
+    "build_network": "weights",
     "build_regressor": "regressor",
     "interval": "calibrate",
     "load_weights": "weights",

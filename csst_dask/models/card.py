@@ -47,7 +47,7 @@ def write_model_card(
         f"Inputs `{metadata['inputs']}` ({metadata['channels']} channels); bands {bands}.",
         *([f"SHA-256 `{checksum}`."] if checksum else []),
         *["", "## Data", "", data, "", "## Split", "", split],
-        *["", "## On unseen fields", "", "| metric | value | standard error |", "|---|---|---|", *rows],
+        *["", "## On the test chips", "", "| metric | value | standard error |", "|---|---|---|", *rows],
         *["", "## Limits", "", limits],
         *["", "## Train it again", "", f"    {command}", ""],
     ]

@@ -88,7 +88,7 @@ def identify_pair(folder: str | Path | None = None) -> tuple[Path, dict[str, str
     for task in TASKS:
         _, metadata, checksums[task] = read_weights(where / f"{task}.safetensors", task)
         if task == "regressor":
-            interval(np.zeros(1), metadata, INTERVAL_LEVEL)
+            interval(np.zeros(1), metadata, INTERVAL_LEVEL, scale=np.ones(1))
     return where, checksums
 
 

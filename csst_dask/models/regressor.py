@@ -43,7 +43,8 @@ def build_regressor(arch: str, channels: int) -> nn.Module:
     """
     if arch not in REGRESSORS:
         raise ConfigError(f"unknown regressor {arch!r}; expected one of {', '.join(REGRESSORS)}")
-    network = set_channels(REGRESSORS[arch](weights=None), channels)
+    network = REGRESSORS[arch](weights=None)
+    set_channels(network, channels)
     network.fc = _head(network.fc.in_features)
     return network
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from csst_dask.errors import ConfigError
 from csst_dask.models.classifiers import build_classifier
+from csst_dask.models.density import build_density_network
 from csst_dask.models.files import FORMAT, HEADER, REQUIRED, read_weights, write_atomically
 from csst_dask.models.regressor import build_regressor
 
 BUILDERS = {"classifier": build_classifier, "regressor": build_regressor}
-"""Tasks, and what builds their networks from ``arch`` and ``channels``."""
+"""Tasks, and what builds the paper's networks from ``arch`` and ``channels``."""
 
 HALF_MAX = 6.0e4
 """Tensors with larger values stay in single precision."""
@@ -51,6 +52,31 @@ class LoadedModel:
     def bands(self) -> tuple[str, ...]:
         """Bands that it was trained on."""
         return tuple(self.metadata["bands"])
+
+
+def build_network(metadata: Mapping[str, Any]) -> nn.Module:
+    """A network with random weights, drawn from torch's global generator.
+
+    Parameters
+    ----------
+    metadata : mapping
+        ``task``, ``arch`` and ``channels``; with ``context`` above 0 a density network, for so many numbers of context
+        of which ``histograms`` are bins, else a network of the paper.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    ConfigError
+        If the architecture is unknown.
+    """
+    if metadata.get("context"):
+        return build_density_network(
+            metadata["arch"], metadata["channels"], metadata["context"], metadata["histograms"]
+        )
+    return BUILDERS[metadata["task"]](metadata["arch"], metadata["channels"])
 
 
 def round_weights(module: nn.Module) -> None:
@@ -130,7 +156,8 @@ def load_weights(path: str | Path, task: str | None = None) -> LoadedModel:
     path = Path(path)
     data, metadata, checksum = read_weights(path, task)
     try:
-        module = BUILDERS[metadata["task"]](metadata["arch"], metadata["channels"])
+        with torch.random.fork_rng(devices=[]):  # random weights that are replaced at once
+            module = build_network(metadata)
         module.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in load(data).items()})
     except ConfigError as error:
         raise ConfigError(f"{path} holds a network that this release cannot build: {error}") from None

@@ -189,7 +189,7 @@ def train(task: str, survey: xr.Dataset | str | Path, out: str | Path, **setting
     from csst_dask.runners.train import train_network
 
     chosen = _with(None, "training", settings)
-    return train_network(task, _store_of(survey)[0], Path(out), chosen.training)
+    return train_network(task, _store_of(survey)[0], Path(out), chosen)
 
 
 def _with(config: str | Path | Config | None, section: str, settings: dict[str, Any]) -> Config:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,9 @@ from distributed import Client, LocalCluster, get_client
 
 from csst_dask.config import ClusterConfig
 from csst_dask.errors import ConfigError
+
+ARRIVAL = 120.0
+"""Seconds in which the workers of a cluster arrive."""
 
 # glibc gives memory back so eagerly by default that big buffers cost a page fault a page on every task
 _ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
@@ -59,6 +64,7 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address=config.dashboard,
+            preload=[__name__],
             silence_logs=40,
         )
         client = Client(cluster)
@@ -67,6 +73,41 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
     if not quiet:
         print(f"Dask: {why}; dashboard {client.dashboard_link}", flush=True)
     return client
+
+
+def dask_setup(worker: object) -> None:
+    """Ctrl-C in a terminal is for the client, which lets its workers end what they do; Dask calls this in each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def known_workers(client: Client) -> dict[str, dict]:
+    """What the scheduler knows of every worker, by address."""
+    return client.scheduler_info(n_workers=-1)["workers"]
+
+
+def wait_for_workers(client: Client, number: int, seconds: float = ARRIVAL) -> None:
+    """Wait until there are enough workers.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    number : int
+    seconds : float
+        For so long at most.
+
+    Raises
+    ------
+    ConfigError
+        If they do not come.
+    """
+    end = time.monotonic() + seconds
+    while (found := len(known_workers(client))) < number:
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"found {found} workers after {seconds:g} s, expected {number}; start more workers, or ask for fewer "
+                "ranks with --ranks"
+            )
+        time.sleep(0.2)
 
 
 def _join(config: ClusterConfig) -> Client:

@@ -23,6 +23,10 @@ from csst_dask.store import predictions as store
 from csst_dask.store.survey import array_of, locate, open_scalars
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import xarray as xr
+
     from csst_dask.inference.two_stage import TwoStage
 
 CPU_BATCH = 32
@@ -145,13 +149,7 @@ def predict_survey(
     summary.skipped = int(((status == "done") & have).sum())
     if expect is not None:
         expect(int(todo.sum()))
-    tasks = []
-    for block in np.unique(np.flatnonzero(todo) // batch):
-        rows = np.arange(block * batch, (block + 1) * batch)
-        wanted = np.flatnonzero(todo[rows[0] : rows[-1] + 1])
-        some = {name: scalars[name].values[rows[wanted]].tolist() for name in SCALARS}
-        args = (path, rows.tolist(), wanted.tolist(), some, str(folder), tuple(checksums.values()))
-        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", args, rows[wanted]))
+    tasks = block_tasks(path, scalars, todo, batch, folder, checksums)
     for task, result in run_tasks(client, "predict", predict_block, tasks):
         if isinstance(result, Failure):
             summary.failed += len(task.key)
@@ -164,6 +162,41 @@ def predict_survey(
                 progress(f"chip {row}", "failed" if isinstance(result, Failure) else "done", "")
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def block_tasks(
+    path: str, scalars: xr.Dataset, todo: NDArray[np.bool_], batch: int, folder: Path, checksums: Mapping[str, str]
+) -> list[Task]:
+    """Tasks of `predict_block`: one for each fixed block of rows that has a chip to predict.
+
+    Parameters
+    ----------
+    path : str
+        Survey store.
+    scalars : xarray.Dataset
+        Its per-chip variables.
+    todo : (n,) bool array
+        Chips to predict.
+    batch : int
+        Rows of a block.
+    folder : Path
+        Weights.
+    checksums : mapping of str to str
+        Of the weights, by task.
+
+    Returns
+    -------
+    list of Task
+        The key of each are the rows that it predicts.
+    """
+    tasks = []
+    for block in np.unique(np.flatnonzero(todo) // batch):
+        rows = np.arange(block * batch, (block + 1) * batch)
+        wanted = np.flatnonzero(todo[rows[0] : rows[-1] + 1])
+        some = {name: scalars[name].values[rows[wanted]].tolist() for name in SCALARS}
+        args = (path, rows.tolist(), wanted.tolist(), some, str(folder), tuple(checksums.values()))
+        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", args, rows[wanted]))
+    return tasks
 
 
 def _describe(path: str, config: Config) -> None:

@@ -1,36 +1,49 @@
-"""Train one network from a survey store with truth."""
+"""Train one network from a survey store with truth: here, as ranks on Dask workers, or under torchrun."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from csst_dask.config import TrainingConfig
+from distributed import Client
+
+from csst_dask.config import Config, TrainingConfig
+from csst_dask.errors import ConfigError
+from csst_dask.runners.cluster import connect, known_workers, wait_for_workers
+from csst_dask.runners.gang import PATIENCE, events_in, last_words, train_gang
+from csst_dask.store.survey import locate
 
 if TYPE_CHECKING:
     from csst_dask.training import FitResult
 
+Progress = Callable[[int, int, int, int, float], None]
+
 
 def train_network(
-    task: str,
-    store: str,
-    out: Path,
-    config: TrainingConfig,
-    progress: Callable[[int, int, int, int, float], None] | None = None,
-    command: str = "",
+    task: str, store: str, out: Path, config: Config, progress: Progress | None = None, command: str = ""
 ) -> FitResult:
-    """Train in this process, on its GPU where it has one.
+    """Train a network; an interrupted training goes on from its last checkpoint.
 
     Parameters
     ----------
     task : str
         ``classifier`` or ``regressor``.
     store : str
-        Survey store whose chips have truth.
+        Survey store whose chips have truth: a folder or URL.
     out : Path
-        Receives checkpoints, log, weights and model card; an interrupted training goes on from there.
-    config : TrainingConfig
+        Receives checkpoints, log, weights and model card; with several ranks, all see it.
+    config : Config
+        Sections ``training`` and ``cluster``. On a cluster that is named, one rank runs there too; by default there is
+        one for each of its workers with a GPU.
     progress : callable, optional
         Called with epoch, epochs, step, steps and loss.
     command : str
@@ -43,11 +56,141 @@ def train_network(
     Raises
     ------
     ConfigError
-        If the store has no chips to learn from, or a setting is wrong.
+        If the store has no chips to learn from, a setting is wrong, or the workers do not come.
+    RuntimeError
+        If ranks failed more often than they may.
+    KeyboardInterrupt
+        If SIGINT or SIGTERM asked it to stop; a checkpoint is there.
     """
-    from csst_dask.training import fit, load_samples
+    from csst_dask.training import FitResult, fit, load_samples
 
-    samples = load_samples(store, config.bands)
-    split = samples.split(config.seed)
+    out, store, training, cluster = Path(out).resolve(), locate(store), config.training, config.cluster
+    named = cluster.scheduler or cluster.scheduler_file
+    if named and training.launcher == "torchrun":
+        raise ConfigError(
+            f"the scheduler {named} cannot serve torchrun, which starts its ranks here; leave out --scheduler, or "
+            "choose --launcher dask"
+        )
+    samples = load_samples(store, training.bands)
     data = f"{Path(store).name}: {len(samples)} chips with truth"
-    return fit(task, samples, split, config, out, progress, data=data, command=command)
+    ranks = training.ranks or (0 if named else gpus_here() or 1)
+    if ranks == 1 and not named:
+        split = samples.split(training.seed, training.split)
+        return fit(task, samples, split, training, out, progress, data=data, command=command)
+    with _stopped_by_sigterm():
+        if training.launcher == "torchrun":
+            spec = _write_spec(training, ranks, out, task=task, store=store, data=data, command=command)
+            run_torchrun(spec, ranks, training, progress)
+        else:
+            if not named and (cluster.workers or ranks) < ranks:
+                raise ConfigError(
+                    f"found cluster.workers = {cluster.workers} for {ranks} ranks; expected a worker for each rank: "
+                    "leave out --workers, or ask for fewer ranks with --ranks"
+                )
+            client = connect(cluster if named else cluster.model_copy(update={"workers": cluster.workers or ranks}))
+            try:
+                ranks = ranks or gpus_of(client) or 1
+                spec = _write_spec(training, ranks, out, task=task, store=store, data=data, command=command)
+                train_gang(client, spec, ranks, training.timeout, training.restarts, progress)
+            finally:
+                client.close()
+    return FitResult.from_folder(out, task)
+
+
+def _write_spec(training: TrainingConfig, ranks: int, out: Path, **spec: str) -> Path:
+    """What the ranks are to do; micro-batches are fixed, so that a gang that has lost a rank takes the same steps."""
+    from csst_dask.training.rank import write_spec
+
+    update: dict[str, object] = {"parts": training.parts or ranks}
+    if training.pretrained is not None:
+        update["pretrained"] = training.pretrained.expanduser().resolve()
+    settings = training.model_copy(update=update).model_dump(mode="json")
+    return write_spec(out / "rank.json", out=str(out), config=settings, **spec)
+
+
+def gpus_here() -> int:
+    """GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def gpus_of(client: Client) -> int:
+    """Workers of a cluster that have told their scheduler of a GPU; waits for the first worker."""
+    wait_for_workers(client, 1)
+    return sum("gpu" in worker for worker in known_workers(client).values())
+
+
+def run_torchrun(spec: Path, ranks: int, config: TrainingConfig, progress: Progress | None = None) -> None:
+    """Train under torchrun on this machine.
+
+    Parameters
+    ----------
+    spec : Path
+        From `csst_dask.training.rank.write_spec`.
+    ranks : int
+    config : TrainingConfig
+        ``restarts`` is torchrun's ``--max-restarts``.
+    progress : callable, optional
+
+    Raises
+    ------
+    ConfigError, RuntimeError, KeyboardInterrupt
+        As for `train_network`.
+    """
+    from csst_dask.training.rank import LEASH, TOLD
+
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        f"--max-restarts={config.restarts}", "-m", "csst_dask.training.rank", str(spec),
+    ]  # fmt: skip
+    said: deque[str] = deque(maxlen=200)
+    process = subprocess.Popen(
+        command, env=os.environ | {LEASH: "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    with process:
+        try:
+            for line in process.stdout or ():
+                for step in events_in(line, TOLD, said):
+                    if step and progress:
+                        progress(*step)
+        except BaseException:
+            _end(process)
+            raise
+    if process.returncode:
+        _raise_for(spec, process.returncode, said)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ask torchrun and its ranks to stop, with a checkpoint; ranks that do not end when they lose standard input."""
+    process.terminate()
+    if process.stdout:  # a full pipe would hold them up
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _raise_for(spec: Path, status: int, said: deque[str]) -> NoReturn:
+    from csst_dask.training.rank import WRONG, end_of
+
+    end = end_of(spec)
+    if end.exists():
+        known = json.loads(end.read_text())
+        raise (ConfigError if known["status"] == WRONG else KeyboardInterrupt)(known["text"])
+    raise RuntimeError(f"torchrun ended with exit status {status}, run it again to go on: {last_words(said)}")
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that ranks can write a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ import numpy as np
 from healpix_geo import nested
 from numpy.typing import NDArray
 
+from csst_dask.errors import ConfigError
 from csst_dask.instrument.focal_plane import DETECTOR_AREA, detector_wcs, frame_center
 from csst_dask.instrument.sphere import unit_vectors
 from csst_dask.schema import CLASS_EDGES, STAR_LIMIT, density_class
@@ -135,6 +136,11 @@ def seek(
         usable = counts < target.count / 3
     else:
         usable = (counts > target.count / SCALING) & (counts < target.count * SCALING)
+    if not usable.any():
+        raise ConfigError(
+            f"simulation.star_counts: {target.count:g} stars on a detector; the sky of this simulator has at most "
+            f"{counts.max() * SCALING:.2g}: ask for fewer, or name a region"
+        )
     sky = replace(sky, systems=())
     for _ in range(TRIES):
         ra, dec = _place(usable, rng)

@@ -37,6 +37,9 @@ PREDICTED = (
     ),
     _value("density_class", np.int8, -1, "most probable density class, -1 without prediction"),
     _value("confidence", np.float32, NAN, "largest class probability"),
+    _value("log_star", np.float32, NAN, "log10(1 + stars on the frame), NaN where the networks give none"),
+    _value("star_lower", np.float32, NAN, "lower bound of the interval of the stars on the frame"),
+    _value("star_upper", np.float32, NAN, "upper bound of the interval of the stars on the frame"),
     _value("log_bright", np.float32, NAN, "log10(1 + bright stars on the frame), NaN where bypassed"),
     _value("bright_count", np.float32, NAN, "bright stars on the frame, NaN where bypassed"),
     _value("bright_lower", np.float32, NAN, "lower bound of the interval of bright_count"),
@@ -58,7 +61,7 @@ ROUTED = (
 def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int8]:
     """Make room for the predictions of a store's chips.
 
-    Predictions of other weights are dropped: one group holds the work of one pair of networks.
+    Predictions of other weights, or with fewer variables, are dropped: a group is the work of one pair of networks.
 
     Parameters
     ----------
@@ -76,9 +79,14 @@ def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int
     """
     root = open_group(path, "r+")
     group = root.get(PREDICTIONS)
-    if not isinstance(group, zarr.Group) or any(group.attrs.get(k) != v for k, v in identity.items()):
+    variables = (CHIP, *COPIED, *PREDICTED, *ROUTED)
+    if (
+        not isinstance(group, zarr.Group)
+        or any(group.attrs.get(k) != v for k, v in identity.items())
+        or any(variable.name not in group for variable in variables)
+    ):
         group = root.create_group(PREDICTIONS, overwrite=True)
-        for variable in (CHIP, *COPIED, *PREDICTED, *ROUTED):
+        for variable in variables:
             create_array(group, variable)
         level = group.create_array(
             "density_level", shape=(N_CLASSES,), dtype=np.int8, dimension_names=("density_level",)
@@ -86,7 +94,7 @@ def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int
         level[:] = np.arange(N_CLASSES)
         level.attrs.update({"long_name": "density class", "flag_meanings": " ".join(CLASS_LABELS)})
         group.attrs.update({**identity, "store": path, "coordinates": " ".join(v.name for v in COPIED)})
-    for variable in (CHIP, *COPIED, *PREDICTED, *ROUTED):
+    for variable in variables:
         array_of(group, variable.name).resize((rows, *variable.shape))
     array_of(group, "chip")[:] = np.arange(rows)
     return np.asarray(array_of(group, "density_class")[:])

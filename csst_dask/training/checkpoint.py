@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     passing = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        torch.save(state, passing)
+        with passing.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         passing.replace(path)
     finally:
         passing.unlink(missing_ok=True)
+
+
+def tidy(path: Path) -> None:
+    """Remove what kills have left of checkpoints that were being written at ``path``."""
+    for stray in path.parent.glob(f".{path.name}.*"):
+        stray.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -62,18 +72,3 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
             "folder, or delete it to start anew"
         )
     return state
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of torch's global generators that a training on ``device`` draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what `random_state` took; a GPU's state is left alone where the checkpoint has none."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

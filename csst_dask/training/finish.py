@@ -14,9 +14,16 @@ from torch import nn
 
 from csst_dask.metrics import accuracy, bootstrap_error, dex_errors, macro_f1
 from csst_dask.models import load_weights, residual_quantiles, round_weights, save_weights, write_model_card
-from csst_dask.preprocess.inputs import input_channels, make_inputs
+from csst_dask.models.calibrate import QUANTILES, fit_temperature
+from csst_dask.models.decode import ask
+from csst_dask.models.density import DensityNetwork
 from csst_dask.schema import N_CLASSES
-from csst_dask.training.run import Run
+from csst_dask.training.cache import BLOCK, make_block
+from csst_dask.training.run import HOW, Run
+from csst_dask.training.samples import SEPARATION, record_split
+
+USUAL = 0.995
+"""Share of the validation chips that do not count as unlike the training chips."""
 
 SCORES = {
     "classifier": {"accuracy": accuracy, "macro_f1": macro_f1},
@@ -85,16 +92,24 @@ class FitResult:
 
 
 def finish(
-    run: Run, module: nn.Module, history: list[dict[str, float]], out: Path, data: str = "", command: str = ""
+    run: Run,
+    module: nn.Module,
+    device: torch.device,
+    history: list[dict[str, float]],
+    out: Path,
+    data: str = "",
+    command: str = "",
 ) -> FitResult:
-    """Round a trained network to what is stored, measure it, and write it with its model card.
+    """Round a trained network to what is stored, calibrate and measure it, and write it with its model card.
 
     Parameters
     ----------
     run : Run
-        Its validation chips give the intervals, its test chips the scores.
+        Its validation chips calibrate, its test chips give the scores.
     module : torch.nn.Module
         Trained; its weights are rounded in place.
+    device : torch.device
+        Where it is.
     history : list of dict
         One row an epoch, with ``validation_loss``.
     out : Path
@@ -108,12 +123,12 @@ def finish(
     """
     round_weights(module)
     name, losses = run.task.name, [epoch["validation_loss"] for epoch in history]
-    best = len(losses) - int(np.argmin(losses[::-1]))
-    metrics = _scores(run, predict_rows(run, module, run.split.test))
-    metadata = _describe(run, metrics, len(history), best)
-    if name == "regressor":
-        rows = run.split.validation
-        metadata["residual_quantiles"] = residual_quantiles(run.targets[rows], predict_rows(run, module, rows))
+    best = len(losses)  # the end of a cosine: likelihoods rise again where scales are too sure, yet errors still fall
+    if run.recipe.schedule == "plateau":
+        best -= int(np.argmin(losses[::-1]))
+    found = {part: predict_rows(run, module, device, getattr(run.split, part)) for part in ("validation", "test")}
+    metrics = _scores(run, found["test"])
+    metadata = _describe(run, metrics, len(history), best) | _calibrate(run, found["validation"])
     weights, card = out / f"{name}.safetensors", out / f"{name}.md"
     write_model_card(
         card,
@@ -122,7 +137,7 @@ def finish(
         split=_describe_split(run),
         metrics=metrics,
         command=command
-        or f"csst-dask train {name} --recipe {run.config.recipe} --arch {run.arch} --store STORE --out DIR",
+        or f"csst-dask train {name} --recipe {run.config.recipe} --arch {run.network['arch']} --store STORE --out DIR",
         limits=LIMITS[name],
         checksum=save_weights(module, weights, metadata),
     )
@@ -130,57 +145,79 @@ def finish(
 
 
 @torch.inference_mode()
-def predict_rows(run: Run, module: nn.Module, rows: NDArray[np.int64]) -> NDArray:
-    """Predictions for some chips, from full-precision inputs.
+def predict_rows(
+    run: Run, module: nn.Module, device: torch.device, rows: NDArray[np.int64]
+) -> dict[str, NDArray[np.float32]]:
+    """Answers for some chips, from full-precision inputs.
 
     Parameters
     ----------
     run : Run
     module : torch.nn.Module
         Put in evaluation mode.
+    device : torch.device
+        Where it is.
     rows : (n,) int array
 
     Returns
     -------
-    (n,) array
-        Density class (int64) of a classifier, log10(1 + n_bright) (float32, dex) of a regressor.
+    dict of arrays
+        The `csst_dask.models.decode.Answer`, and ``strangeness`` (n,) where the network tells it.
     """
     module.eval()
-    found, samples, kind = [], run.samples, run.recipe.inputs
-    for start in range(0, len(rows), run.config.batch):
-        block = rows[start : start + run.config.batch]
-        scalars = {name: values[block] for name, values in samples.scalars.items()}
-        inputs = torch.from_numpy(make_inputs(kind, samples.reduced[block], scalars, samples.band[block]))
-        output = module(inputs.to(run.device).contiguous(memory_format=torch.channels_last))
-        found.append((output.argmax(1) if output.ndim == 2 else output).cpu().numpy())
-    return np.concatenate(found)
+    found: dict[str, list[NDArray]] = {}
+    for start in range(0, len(rows), BLOCK):
+        maps, context = make_block(run.samples, rows[start : start + BLOCK], run.inputs)
+        inputs = torch.from_numpy(maps).to(device), torch.from_numpy(context).to(device)
+        answer = ask(module, run.network, inputs[0].contiguous(memory_format=torch.channels_last), inputs[1])
+        for name, values in answer.items():
+            found.setdefault(name, []).append(values.cpu().numpy())
+        if isinstance(module, DensityNetwork):
+            found.setdefault("strangeness", []).append(module.strangeness(inputs[1]).cpu().numpy())
+    return {name: np.concatenate(blocks) for name, blocks in found.items()}
 
 
-def _scores(run: Run, predicted: NDArray) -> dict[str, tuple[float, float]]:
+def _scores(run: Run, found: dict[str, NDArray]) -> dict[str, tuple[float, float]]:
     rows, seed = run.split.test, run.config.seed
-    truth, groups = run.targets[rows], run.samples.field[rows]
+    groups, targets = run.samples.field[rows], run.targets
+    truth: NDArray = targets.density_class[rows]
+    if run.task.name == "regressor":
+        truth = targets.log_bright[rows]
+    predicted = found["logits"].argmax(1) if run.task.name == "classifier" else found["bright"]
     return {
         name: (score(truth, predicted), bootstrap_error(score, truth, predicted, groups=groups, seed=seed))
         for name, score in SCORES[run.task.name].items()
     }
 
 
+def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
+    """What the validation chips say of probabilities, intervals and of what is unlike the training chips."""
+    rows, targets = run.split.validation, run.targets
+    known: dict[str, Any] = {}
+    if "strangeness" in found:
+        known["strangeness_limit"] = float(np.quantile(found["strangeness"], USUAL))
+    if run.task.name == "classifier":
+        known["temperature"] = fit_temperature(found["logits"], targets.density_class[rows])
+    for name, truth in (("star", targets.log_star[rows]), ("bright", targets.log_bright[rows])):
+        if name in found and (name == "star") == (run.task.name == "classifier"):
+            scale = np.exp(found[f"{name}_scale"]) if f"{name}_scale" in found else None
+            known[QUANTILES[name]] = residual_quantiles(truth, found[name], scale=scale)
+    return known
+
+
 def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int) -> dict[str, Any]:
     """Metadata of the weights."""
     bands = set(run.samples.band[run.split.train].tolist())
-    return {
-        "task": run.task.name,
-        "arch": run.arch,
-        "inputs": run.recipe.inputs,
-        "channels": input_channels(run.recipe.inputs),
+    return run.network | {
         "bands": [band for band in run.config.bands if band in bands],
         "metrics": {name: [_finite(value), _finite(error)] for name, (value, error) in metrics.items()},
         "training": {
             "epochs": epochs,
             "best_epoch": best,
             "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
-            "config": json.loads(run.config.model_dump_json()),
+            "config": json.loads(run.config.model_dump_json(exclude=HOW)),
         },
+        "split": record_split(run.samples, run.split, run.config.seed),
     }
 
 
@@ -202,13 +239,19 @@ def _describe_split(run: Run) -> str:
             (run.split.test, "for the scores below"),
         )
     ]
-    return f"By sky field: {'; '.join(parts)}. {_overlap(run)} Seed {run.config.seed}."
+    sets = "; ".join(parts)
+    if shared := _shared_fields(run):
+        return (
+            f"At random, as in the paper: {sets}. {shared} fields stand in more than one set, so the scores below are "
+            "of sky that the network has seen: they flatter, and serve for comparison with published figures only. "
+            f"Seed {run.config.seed}."
+        )
+    return f"By sky field, {SEPARATION} deg apart: {sets}. No field is shared. Seed {run.config.seed}."
 
 
-def _overlap(run: Run) -> str:
+def _shared_fields(run: Run) -> int:
     sets = [set(run.samples.field[rows]) for rows in (run.split.train, run.split.validation, run.split.test)]
-    shared = (sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2])
-    return f"{len(shared)} fields stand in more than one set." if shared else "No field is shared."
+    return len((sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2]))
 
 
 def _finite(value: float) -> float | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +9,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.models import build_classifier, build_regressor
-from csst_dask.training.losses import class_loss, count_loss
+from csst_dask.models import build_network
+from csst_dask.models.decode import Answer
+from csst_dask.models.density import PERCEPTRON, DensityNetwork
+from csst_dask.models.regressor import set_output_level
+from csst_dask.preprocess.context import context_length, histogram_length
+from csst_dask.preprocess.inputs import input_channels
+from csst_dask.schema import N_CLASSES
+from csst_dask.training.losses import class_loss, count_loss, laplace_loss
 from csst_dask.training.samples import Samples
 
-CROWDED = 5
+CROWDED = N_CLASSES - 1
 """Density class that the regressor is not asked about (paper, section 4.5)."""
 
-WARM_UP = 0.05
-"""Share of all steps over which the cosine schedule climbs."""
+ARCHS = {"classifier": "resnet34", "regressor": "resnet50"}
+"""Architectures of the paper."""
+
+SMALL = dict.fromkeys(ARCHS, PERCEPTRON)
+"""What is as good as a residual network beside it, at a hundredth of the cost."""
 
 
 @dataclass(frozen=True)
@@ -28,36 +36,56 @@ class Recipe:
     """Choices that belong together."""
 
     inputs: str
-    """Kind of inputs."""
+    """Kind of inputs; a perceptron takes the context alone."""
+    copies: int
+    """How often an epoch visits a chip, each time with other flips, turns and jitter."""
     jitter: float
     """Half width of the contrast and brightness jitter; 0 is none."""
     schedule: str
     """``cosine`` by step, or ``plateau`` of the validation loss."""
+    archs: dict[str, str]
+    """Architecture for each task, unless another one is asked for."""
+    staged: str = ""
+    """``layers``: a pretrained regressor's are unfrozen one after the other; ``context``: learn from it first."""
 
 
 RECIPES = {
-    "paper": Recipe(inputs="paper-point", jitter=0.1, schedule="plateau"),
-    "csst": Recipe(inputs="csst", jitter=0.0, schedule="cosine"),
+    "paper": Recipe("paper-point", 4, 0.1, "plateau", ARCHS, staged="layers"),
+    "csst": Recipe("maps", 1, 0.0, "cosine", SMALL, staged="context"),
 }
-"""Recipes by the name in the configuration."""
+"""Recipes by the name in the configuration. The paper gives no strength of the jitter."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a network should say of every chip of the samples."""
+
+    density_class: NDArray[np.int64]
+    log_star: NDArray[np.float32]
+    log_bright: NDArray[np.float32]
+    """log10(1 + n), dex; NaN where it is unknown or not to be learned."""
+
+    @classmethod
+    def of(cls, samples: Samples, crowded: bool) -> Targets:
+        """Targets of all samples; without bright stars of crowded chips unless ``crowded``."""
+        known = (samples.n_bright >= 0) & (crowded | (samples.density_class < CROWDED))
+        bright = np.where(known, np.log10(1.0 + np.maximum(samples.n_bright, 0)), np.nan)
+        star = np.log10(1.0 + np.maximum(samples.n_star, 0))
+        return cls(samples.density_class.astype(np.int64), star.astype(np.float32), bright.astype(np.float32))
+
+    def at(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
+        """Targets of some chips: ``class``, ``star`` and ``bright``."""
+        return {"class": self.density_class[rows], "star": self.log_star[rows], "bright": self.log_bright[rows]}
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
-    """What a network learns."""
+    """What one network learns."""
 
     name: str
-    arch: str
-    """Architecture unless another one is asked for."""
-    build: Callable[[str, int], nn.Module]
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-    def targets(self, samples: Samples) -> NDArray:
-        """(n,) density class (int64), or log10(1 + n_bright) (float32, dex; NaN where unknown)."""
-        if self.name == "classifier":
-            return samples.density_class.astype(np.int64)
-        known = np.where(samples.n_bright >= 0, samples.n_bright, np.nan)
-        return np.log10(1 + known).astype(np.float32)
+    """``classifier`` or ``regressor``."""
+    weights: dict[str, float]
+    """Share of each term of the loss: ``class``, ``star``, ``bright``; for networks that give them all."""
 
     def usable(self, samples: Samples, crowded: bool = False) -> NDArray[np.bool_]:
         """(n,) chips to learn from; the regressor leaves class 5 out unless ``crowded``."""
@@ -65,10 +93,60 @@ class Task:
             return samples.n_star >= 0
         return (samples.n_bright >= 0) & (crowded | (samples.density_class < CROWDED))
 
+    def loss(
+        self,
+        answer: Answer,
+        targets: Targets,
+        rows: NDArray[np.int64],
+        config: TrainingConfig,
+        batch: NDArray[np.int64] | None = None,
+    ) -> Tensor:
+        """Share of some chips in the mean loss of a batch.
+
+        Parameters
+        ----------
+        answer : dict of tensors
+            Of the chips.
+        targets : Targets
+            Of all samples.
+        rows : (n,) int array
+            The chips.
+        config : TrainingConfig
+            Weights of the terms of the paper's regressor.
+        batch : (m,) int array, optional
+            The whole batch, of which these chips are a part, wherever the others are; by default the chips themselves.
+            A term is the mean over the chips of the batch that have its target, so the shares of all parts add up to
+            the loss of the batch.
+
+        Returns
+        -------
+        scalar tensor
+        """
+        device = next(iter(answer.values())).device
+        known = targets.at(rows if batch is None else batch)
+        count = {name: int(np.isfinite(values).sum()) for name, values in known.items()}
+        wanted = {name: torch.from_numpy(values).to(device) for name, values in targets.at(rows).items()}
+        if answer.keys() == {"logits"}:
+            return class_loss(answer["logits"], wanted["class"], count=count["class"])
+        if answer.keys() == {"bright"}:
+            weights = config.mse_weight, config.mae_weight, config.relative_weight
+            return count_loss(answer["bright"], wanted["bright"], *weights, count=count["bright"])
+        parts = [self.weights["class"] * class_loss(answer["logits"], wanted["class"], count=count["class"])]
+        for name in ("star", "bright"):
+            loss = laplace_loss(answer[name], answer[f"{name}_scale"], wanted[name], count=count[name])
+            parts.append(self.weights[name] * loss)
+        return torch.stack(parts).sum()
+
+    def score(self, answer: Answer, targets: Targets, rows: NDArray[np.int64]) -> float:
+        """Accuracy of a classifier, mean absolute error of a regressor, dex."""
+        if self.name == "classifier":
+            return float(np.mean(answer["logits"].argmax(1).cpu().numpy() == targets.density_class[rows]))
+        return float(np.mean(np.abs(answer["bright"].cpu().numpy() - targets.log_bright[rows])))
+
 
 TASKS = {
-    "classifier": Task("classifier", "resnet34", build_classifier, class_loss),
-    "regressor": Task("regressor", "resnet50", build_regressor, count_loss),
+    "classifier": Task("classifier", {"class": 1.0, "star": 1.0, "bright": 0.3}),
+    "regressor": Task("regressor", {"class": 0.1, "star": 0.3, "bright": 1.0}),
 }
 
 
@@ -94,32 +172,26 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def build_schedule(kind: str, optimiser: torch.optim.Optimizer, steps: int, patience: int):
-    """Learning-rate schedule.
+def describe_network(task: Task, config: TrainingConfig) -> dict:
+    """What `csst_dask.models.build_network` needs to build the network of a task."""
+    recipe = RECIPES[config.recipe]
+    arch = config.arch or recipe.archs[task.name]
+    inputs = "context" if arch == PERCEPTRON else recipe.inputs
+    return {
+        "task": task.name,
+        "arch": arch,
+        "inputs": inputs,
+        "channels": input_channels(inputs),
+        "context": context_length(inputs),
+        "histograms": histogram_length(inputs),
+    }
 
-    Parameters
-    ----------
-    kind : str
-        ``cosine``: a climb over `WARM_UP` of the steps, then half a cosine down to a hundredth; step it after
-        every batch. ``plateau``: halve when the validation loss rests; step it with that loss every epoch.
-    optimiser : torch.optim.Optimizer
-    steps : int
-        Batches of the whole training.
-    patience : int
-        Epochs without improvement after which training would stop; the rate halves after a third of them.
 
-    Returns
-    -------
-    torch.optim.lr_scheduler.LambdaLR or ReduceLROnPlateau
-    """
-    if kind == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=max(1, patience // 3))
-    climb = max(1, round(WARM_UP * steps))
-
-    def factor(step: int) -> float:
-        if step < climb:
-            return (step + 1) / climb
-        progress = min(1.0, (step - climb) / max(1, steps - climb))
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+def new_network(task: Task, config: TrainingConfig, level: float) -> nn.Module:
+    """The network before its first step, the same for every call; a regressor of the paper starts at ``level``, dex."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = build_network(describe_network(task, config))
+    if task.name == "regressor" and not isinstance(module, DensityNetwork):
+        set_output_level(module, level)
+    return module

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.models.regressor import set_output_level
-from csst_dask.preprocess.inputs import input_channels, make_inputs
-from csst_dask.training.recipes import RECIPES, Recipe, Task
+from csst_dask.models.density import DensityNetwork
+from csst_dask.training.cache import InputCache
+from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
 from csst_dask.training.samples import Samples, Split
+from csst_dask.training.stages import Stage, checksum_pretrained, load_pretrained, plan_stages
+
+HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes", "parts"}
+"""Settings that say how a training is carried out, and not what comes out of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,45 +35,83 @@ class Run:
     """Rows that the task can use, in the wanted bands."""
     config: TrainingConfig
     recipe: Recipe
-    arch: str
-    device: torch.device
+    targets: Targets
+    crowded: bool = False
+    """Whether the regressor learns from class 5."""
+
+    @cached_property
+    def network(self) -> dict:
+        """What `csst_dask.models.build_network` builds it from."""
+        return describe_network(self.task, self.config)
+
+    @property
+    def inputs(self) -> str:
+        """Kind of inputs that the network takes."""
+        return self.network["inputs"]
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """What learns when."""
+        return plan_stages(self.config, self.recipe.staged, maps=bool(self.network["channels"]))
+
+    @property
+    def visits(self) -> int:
+        """Chips that an epoch visits; each as often as the recipe says."""
+        return self.recipe.copies * len(self.split.train)
 
     @property
     def steps(self) -> int:
         """Steps of an epoch; a last batch that is not full is left out if a full one exists."""
-        return max(1, len(self.split.train) // self.config.batch)
+        return max(1, self.visits // self.config.batch)
 
-    @cached_property
-    def targets(self) -> NDArray:
-        """(n,) what every chip of the samples should give; NaN where unknown."""
-        return self.task.targets(self.samples)
+    @property
+    def visited(self) -> NDArray[np.int64]:
+        """Rows whose inputs every epoch needs."""
+        return np.concatenate([self.split.train, self.split.validation])
 
-    @cached_property
-    def cache(self) -> InputCache:
-        """Inputs of the chips that every epoch visits."""
-        rows = np.concatenate([self.split.train, self.split.validation])
-        return InputCache.fill(self.samples, rows, self.recipe.inputs)
-
-    def build(self) -> nn.Module:
+    def build(self, cache: InputCache, device: torch.device) -> nn.Module:
         """The network before its first step, on the device; the same for every call.
+
+        Parameters
+        ----------
+        cache : InputCache
+            A density network takes mean and scatter of its context from the training chips.
+        device : torch.device
 
         Returns
         -------
         torch.nn.Module
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            module = self.task.build(self.arch, input_channels(self.recipe.inputs))
-        if self.task.name == "regressor":
-            set_output_level(module, float(self.targets[self.split.train].mean()))
-        return module.to(self.device).to(memory_format=torch.channels_last)
+        known = self.targets.log_bright[self.split.train]
+        known = known[np.isfinite(known)]
+        module = new_network(self.task, self.config, float(known.mean()) if len(known) else 0.0)
+        if isinstance(module, DensityNetwork):
+            module.standardise(torch.from_numpy(cache.context[cache.place[self.split.train]]))
+        elif self.config.pretrained is not None:
+            load_pretrained(module, self.config.pretrained)
+        return module.to(device).to(memory_format=torch.channels_last)
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Task and settings that decide what comes out: architecture in full, pretrained weights by their SHA-256."""
+        settings = self.config.model_dump(mode="json", exclude=HOW) | {"arch": self.network["arch"]}
+        if self.config.pretrained is not None:
+            settings["pretrained"] = checksum_pretrained(self.config.pretrained)
+        return {"task": self.task.name, "crowded": self.crowded} | settings
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of task, configuration, sets and truth: what a checkpoint must agree with."""
+        """SHA-256 of settings, sets and truth: what a checkpoint must agree with."""
+        return self._digest(json.dumps(self.settings, sort_keys=True))
+
+    @property
+    def inputs_key(self) -> str:
+        """Name of the folder of the inputs: trainings with other settings on the same chips share it."""
+        return self._digest(self.inputs)[:16]
+
+    def _digest(self, text: str) -> str:
         samples, split = self.samples, self.split
-        text = f"{self.task.name} {self.config.model_dump_json()} {samples.reduced.shape}"
-        digest = hashlib.sha256(text.encode())
+        digest = hashlib.sha256(f"{text} {tuple(samples.reduced.shape)}".encode())
         for rows in (split.train, split.validation, split.test):
             digest.update(rows.astype("<i8").tobytes() + b"|")
         for counts in (samples.n_star, samples.n_bright):
@@ -77,61 +121,7 @@ class Run:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class InputCache:
-    """Half-precision inputs: making them once is cheaper than in every epoch."""
-
-    inputs: NDArray[np.float16]
-    """(rows, channels, iy, ix)."""
-    place: NDArray[np.int64]
-    """Row of the samples -> row of ``inputs``, -1 where it has none."""
-
-    @classmethod
-    def fill(cls, samples: Samples, rows: NDArray[np.int64], kind: str) -> InputCache:
-        """Make the inputs of some chips.
-
-        Parameters
-        ----------
-        samples : Samples
-        rows : (k,) int array
-        kind : str
-            Kind of inputs.
-
-        Returns
-        -------
-        InputCache
-            1.3 MB a chip for the 13 channels of ``csst``.
-        """
-        inputs = np.empty((len(rows), input_channels(kind), *samples.reduced.shape[2:]), np.float16)
-        for start in range(0, len(rows), 32):
-            block = rows[start : start + 32]
-            scalars = {name: values[block] for name, values in samples.scalars.items()}
-            inputs[start : start + 32] = make_inputs(kind, samples.reduced[block], scalars, samples.band[block])
-        place = np.full(len(samples), -1)
-        place[rows] = np.arange(len(rows))
-        return cls(inputs, place)
-
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """Inputs of some chips.
-
-        Parameters
-        ----------
-        rows : (k,) int array
-            Rows of the samples that `fill` was given.
-        device : torch.device
-
-        Returns
-        -------
-        (k, channels, iy, ix) float32 tensor
-            Channels last.
-        """
-        block = torch.from_numpy(self.inputs[self.place[rows]]).to(device).float()
-        return block.contiguous(memory_format=torch.channels_last)
-
-
-def plan_run(
-    task: Task, samples: Samples, split: Split, config: TrainingConfig, crowded: bool, device: torch.device
-) -> Run:
+def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig, crowded: bool = False) -> Run:
     """Choose the chips, recipe and architecture of a training.
 
     Parameters
@@ -143,7 +133,6 @@ def plan_run(
     config : TrainingConfig
     crowded : bool
         Let the regressor learn from class 5.
-    device : torch.device
 
     Returns
     -------
@@ -152,8 +141,14 @@ def plan_run(
     Raises
     ------
     ConfigError
-        If a set is too small.
+        If a set is too small, or a setting does not fit the recipe.
     """
+    recipe = RECIPES[config.recipe]
+    if config.pretrained is not None and (recipe.staged != "layers" or task.name != "regressor"):
+        raise ConfigError(
+            f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
+            f"{config.recipe}: leave training.pretrained out"
+        )
     usable = task.usable(samples, crowded) & np.isin(samples.band, config.bands)
     kept = Split(*(rows[usable[rows]] for rows in (split.train, split.validation, split.test)))
     sizes = {name: len(getattr(kept, name)) for name in ("train", "validation", "test")}
@@ -162,4 +157,4 @@ def plan_run(
             f"a {task.name} needs at least 2 training, 1 validation and 1 test chips; found {sizes}: "
             "give a store with more chips that have truth"
         )
-    return Run(task, samples, kept, config, RECIPES[config.recipe], config.arch or task.arch, device)
+    return Run(task, samples, kept, config, recipe, Targets.of(samples, crowded), crowded)

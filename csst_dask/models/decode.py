@@ -1,0 +1,42 @@
+"""What the numbers that a network puts out mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from csst_dask.models.density import split_outputs
+
+Answer = dict[str, Tensor]
+"""``logits`` (n, 6); ``star`` and ``bright`` (n,), log10(1 + n), dex; ``star_scale`` and ``bright_scale`` (n,), natural
+logarithms of how far off these are expected to be, ln dex. What a network does not give is not there."""
+
+
+def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor | None, context: Tensor) -> Answer:
+    """Run a network and name what comes out.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        From `csst_dask.models.build_network`.
+    metadata : mapping
+        ``task``, and ``context`` of a density network.
+    maps : (n, channels, y, x) tensor or None
+        A density network can do without.
+    context : (n, k) tensor
+        Not looked at by the networks of the paper.
+
+    Returns
+    -------
+    dict of tensors
+        An `Answer`, float32.
+    """
+    if not metadata.get("context"):
+        return {"logits" if metadata["task"] == "classifier" else "bright": module(maps).float()}
+    parts = split_outputs(module(maps, context).float())
+    answer: Answer = {"logits": parts["logits"]}
+    for name in ("star", "bright"):
+        answer[name], answer[f"{name}_scale"] = parts[name].unbind(1)
+    return answer

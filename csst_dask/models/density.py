@@ -1,0 +1,273 @@
+"""A network that reads both counts of a chip from its maps, knowing band, noise and statistics of the maps.
+
+A perceptron answers from the context: statistics, and the leading principal components of histograms. A residual
+network under FiLM by the context, pooled at every stage, may add what these miss; it starts at nothing. The class
+follows from the count and its uncertainty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from csst_dask.errors import ConfigError
+from csst_dask.models.classifiers import CLASSIFIERS, set_channels
+from csst_dask.models.regressor import REGRESSORS
+from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES
+
+OUTPUTS = {"logits": N_CLASSES, "star": 2, "bright": 2}
+"""What the network tells, and how many numbers each takes: logits of the classes; log10(1 + n), dex, and the natural
+logarithm of its scale, dex, for all and for bright stars."""
+
+EMBEDDING, TRUNK, HIDDEN = 64, 256, 128
+COMPONENTS = 60
+"""Principal components of the histograms that the network sees."""
+CONTEXT_NOISE = 0.03
+"""Standard deviation of what is added to the standardised context in training."""
+PERCEPTRON = "perceptron"
+"""Architecture without a body."""
+CONTEXT_PARTS = ("trunk", "context_head")
+"""Modules that answer without maps."""
+CONSTANT = 1e-3
+"""Context that scatters less among the chips learned from is not looked at."""
+CHANGED = 0.05
+"""A chip whose context differs by so much from the only value that was ever seen is unlike all others."""
+CONTEXT_LIMIT = 6.0
+"""Standardised context is cut off here."""
+LEAST_VARIANCE = 0.01
+"""Added to the variances of the standardised context, so that noise in a constant direction does not look strange."""
+SCALES = (-5.0, 1.0)
+"""Range of the natural logarithm of a scale, ln dex."""
+
+
+class FiLM(nn.Module):
+    """Scale and shift every channel by the context (Perez et al. 2018, AAAI 32, 3942); starts as the identity."""
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.affine.weight)
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, maps: Tensor, context: Tensor) -> Tensor:
+        """(n, c, y, x) maps and (n, embedding) context -> (n, c, y, x)."""
+        gain, shift = self.affine(context)[:, :, None, None].chunk(2, dim=1)
+        return maps * (1 + gain) + shift
+
+
+class DensityNetwork(nn.Module):
+    """Counts of stars, and the class of their density, from reduced maps and context.
+
+    Parameters
+    ----------
+    body : torchvision.models.ResNet or None
+        For the number of channels of the maps; None if there are none.
+    context : int
+        Length of the context, which begins with one indicator for each of `schema.BANDS`.
+    histograms : int
+        How many numbers at the end of the context are square roots of counts in bins.
+    """
+
+    center: Tensor
+    spread: Tensor
+    components: Tensor
+    band_center: Tensor
+    whitening: Tensor
+    edges: Tensor
+
+    def __init__(self, body: ResNet | None, context: int, histograms: int) -> None:
+        super().__init__()
+        components = min(COMPONENTS, histograms)
+        self.plain = context - histograms
+        known = self.plain + components
+        self.register_buffer("center", torch.zeros(context))
+        self.register_buffer("spread", torch.ones(self.plain))
+        self.register_buffer("components", torch.zeros(histograms, components))
+        self.register_buffer("band_center", torch.zeros(len(BANDS), known))
+        self.register_buffer("whitening", torch.zeros(known, known))
+        numbers = OUTPUTS["star"] + OUTPUTS["bright"]
+        self.trunk = nn.Sequential(*_layer(known), *_layer(TRUNK))
+        self.context_head = _head(TRUNK, numbers)
+        edges = np.log10(1 + np.asarray(CLASS_EDGES, np.float64) - 0.5)
+        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
+        self.looks = body is not None
+        if body is not None:
+            self._add_body(body, known, numbers)
+
+    def _add_body(self, body: ResNet, known: int, numbers: int) -> None:
+        self.embed = nn.Sequential(nn.Linear(known, EMBEDDING), nn.GELU(), nn.Linear(EMBEDDING, EMBEDDING), nn.GELU())
+        self.stem = nn.Sequential(body.conv1, body.bn1, body.relu)
+        self.stages = nn.ModuleList([body.layer1, body.layer2, body.layer3, body.layer4])
+        widths = [_width(stage) for stage in self.stages]
+        self.films = nn.ModuleList(FiLM(EMBEDDING, width) for width in [body.conv1.out_channels, *widths[:-1]])
+        self.level = nn.BatchNorm1d(sum(widths))
+        self.project = nn.Sequential(nn.Linear(sum(widths), TRUNK), nn.GELU())
+        self.maps_head = _head(2 * TRUNK, numbers, scale=0.0)
+
+    def standardise(self, context: Tensor) -> None:
+        """Take the distribution of the context of the chips to learn from, (n, context) float32."""
+        self.center.copy_(context.mean(0))
+        scatter = context[:, : self.plain].std(0)
+        self.spread.copy_(torch.where(scatter > CONSTANT, scatter, torch.inf))  # what never changed says nothing
+        self.components.copy_(_principal(context[:, self.plain :].double(), self.components.shape[1]))
+        known, band = self._known(context).double(), _band(context)
+        for place in range(len(BANDS)):
+            if (band == place).any():
+                self.band_center[place] = known[band == place].mean(0)
+        residual = known - self.band_center[band].double()
+        values, vectors = torch.linalg.eigh(residual.T @ residual / len(residual))
+        self.whitening.copy_(vectors / (values.clamp_min(0) + LEAST_VARIANCE).sqrt())
+
+    def strangeness(self, context: Tensor) -> Tensor:
+        """How far (n, context) lies from the chips of the same band that were learned from: (n,).
+
+        The Mahalanobis distance from the mean of the band, with one covariance for all bands (Lee et al. 2018,
+        NeurIPS 31, equation 2), over the square root of the dimension; `LEAST_VARIANCE` is added to all variances.
+        """
+        residual = self._known(context) - self.band_center[_band(context)]
+        distance = (residual @ self.whitening).square().mean(1).sqrt()
+        changed = (torch.isinf(self.spread) & ((context - self.center)[:, : self.plain].abs() > CHANGED)).any(1)
+        return torch.where(changed, torch.inf, distance)
+
+    def _known(self, context: Tensor) -> Tensor:
+        """Standardised context, its histograms as principal components: (n, known)."""
+        apart = context - self.center
+        known = torch.cat([apart[:, : self.plain] / self.spread, apart[:, self.plain :] @ self.components], dim=1)
+        return known.clamp(-CONTEXT_LIMIT, CONTEXT_LIMIT)
+
+    def forward(self, maps: Tensor | None, context: Tensor) -> Tensor:
+        """(n, channels, y, x) maps and (n, context) context -> (n, k) outputs, one after the other.
+
+        Without maps, or without a body, the context alone answers.
+        """
+        with torch.autocast(context.device.type, enabled=False):  # half precision would round counts to 0.03 dex
+            known = self._known(context.float())
+            if self.training:
+                known = known + CONTEXT_NOISE * torch.randn_like(known)
+            told = self.trunk(known)
+            raw = self.context_head(told)
+        if maps is not None and self.looks:
+            pooled = self._look(maps, self.embed(known))
+            with torch.autocast(context.device.type, enabled=False):
+                seen = self.project(self.level(pooled.float()))
+                raw = raw + self.maps_head(torch.cat([told, seen], dim=1))
+        return self._finish(raw)
+
+    def _look(self, maps: Tensor, embedded: Tensor) -> Tensor:
+        """Means over the maps of all stages' features."""
+        features, pools = nn.functional.max_pool2d(self.stem(maps), 3, stride=2, padding=1), []
+        for stage, film in zip(self.stages, self.films, strict=True):
+            features = stage(film(features, embedded))
+            pools.append(_pooled(features))
+        return torch.cat(pools, dim=1)
+
+    def _finish(self, raw: Tensor) -> Tensor:
+        star, bright = (_bounded(part) for part in raw.split([OUTPUTS["star"], OUTPUTS["bright"]], dim=1))
+        return torch.cat([class_log_probability(star, self.edges), star, bright], dim=1)
+
+
+def _bounded(count: Tensor) -> Tensor:
+    """(n, 2) median and raw scale -> median and logarithm of the scale within `SCALES`."""
+    scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.sigmoid(count[:, 1])
+    return torch.stack([count[:, 0], scale], dim=1)
+
+
+def class_log_probability(star: Tensor, edges: Tensor) -> Tensor:
+    """Logarithm of the probability of every class if log10(1 + n) follows a Laplace law.
+
+    Parameters
+    ----------
+    star : (n, 2) tensor
+        Median, dex, and natural logarithm of the scale.
+    edges : (5,) tensor
+        log10(1 + n) between the classes.
+
+    Returns
+    -------
+    (n, 6) tensor
+        Not below ln(1e-4), so that a class is never ruled out.
+    """
+    z = (edges - star[:, :1]) / star[:, 1:].exp()
+    below = 0.5 + 0.5 * torch.sign(z) * -torch.expm1(-z.abs())
+    none, all_ = torch.zeros_like(below[:, :1]), torch.ones_like(below[:, :1])
+    return torch.log(torch.diff(torch.cat([none, below, all_], dim=1), dim=1).clamp_min(0) + 1e-4)
+
+
+def split_outputs(raw: Tensor) -> dict[str, Tensor]:
+    """The columns of each output; (n, k) -> (n, `OUTPUTS`[name]) by name."""
+    return dict(zip(OUTPUTS, raw.split(list(OUTPUTS.values()), dim=1), strict=True))
+
+
+def build_density_network(arch: str, channels: int, context: int, histograms: int) -> DensityNetwork:
+    """A network with random weights, drawn from torch's global generator.
+
+    Parameters
+    ----------
+    arch : str
+        ``perceptron``, or the body: ``resnet18``, ``resnet34`` or ``resnet50``.
+    channels, context, histograms : int
+        Channels of the maps, length of the context, and how many of its numbers, the last ones, are bins.
+
+    Returns
+    -------
+    DensityNetwork
+
+    Raises
+    ------
+    ConfigError
+        If the architecture is unknown.
+    """
+    known: dict[str, Any] = CLASSIFIERS | REGRESSORS
+    bodies = {name: build for name, build in known.items() if name.startswith("resnet")}
+    if arch != PERCEPTRON and arch not in bodies:
+        expected = ", ".join([PERCEPTRON, *bodies])
+        raise ConfigError(f"unknown architecture {arch!r} of a density network; expected one of {expected}")
+    body = None
+    if arch != PERCEPTRON:
+        body = bodies[arch](weights=None)
+        set_channels(body, channels)
+    return DensityNetwork(body, context, histograms)
+
+
+def _principal(bins: Tensor, number: int) -> Tensor:
+    """(k, number) leading principal axes of (n, k) float64, for projections whose scatter is the square root of theirs.
+
+    So what stands out of the noise is large, and what is close to it is small: 1 is the scatter of the first.
+    """
+    if not bins.shape[1]:
+        return bins.new_zeros(0, 0)
+    apart = bins - bins.mean(0)
+    values, axes = torch.linalg.eigh(apart.T @ apart / len(apart))
+    scatter = values.flip(0)[:number].clamp_min(1e-12).sqrt()
+    return axes.flip(1)[:, :number] / (scatter * scatter[0]).sqrt()
+
+
+def _width(stage: nn.Module) -> int:
+    """Channels that a stage of a residual network gives."""
+    return [layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
+
+
+def _band(context: Tensor) -> Tensor:
+    """(n,) place in `schema.BANDS` of (n, context)."""
+    return context[:, : len(BANDS)].argmax(1)
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """Mean over a map, (n, c, y, x) -> (n, c)."""
+    return nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)
+
+
+def _layer(width: int) -> list[nn.Module]:
+    return [nn.Linear(width, TRUNK), nn.GELU()]
+
+
+def _head(width: int, outputs: int, scale: float = 0.01) -> nn.Sequential:
+    """Two layers; the weights of the last one scatter by ``scale``."""
+    last = nn.Linear(HIDDEN, outputs)
+    nn.init.normal_(last.weight, std=scale)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), last)

@@ -1,0 +1,60 @@
+"""What a network is told besides the maps: band, exposure time, statistics and joint histograms of the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from csst_dask.preprocess.histograms import HISTOGRAMS, map_histograms
+from csst_dask.preprocess.inputs import Bands, input_channels
+from csst_dask.preprocess.statistics import STATISTICS, map_statistics
+from csst_dask.schema import BANDS
+
+WITH_CONTEXT = ("maps", "context")
+"""Kinds of inputs that come with context."""
+
+USUAL_EXPTIME = 150.0
+"""s"""
+
+CONTEXT = (*(f"band_{band}" for band in BANDS), "log_exptime", *STATISTICS, *HISTOGRAMS)
+"""Names of the numbers of the context; the histograms come last."""
+
+
+def context_length(kind: str) -> int:
+    """Numbers of the context of a kind of inputs; 0 for one that has none."""
+    input_channels(kind)
+    return len(CONTEXT) if kind in WITH_CONTEXT else 0
+
+
+def histogram_length(kind: str) -> int:
+    """How many of these, the last ones, are bins of joint histograms."""
+    return len(HISTOGRAMS) if context_length(kind) else 0
+
+
+def make_context(
+    kind: str, reduced: NDArray[np.float32], scalars: Mapping[str, ArrayLike], band: Bands
+) -> NDArray[np.float32]:
+    """Context of a block of chips.
+
+    Parameters
+    ----------
+    kind, reduced, scalars, band
+        As for `csst_dask.preprocess.inputs.make_inputs`; ``exptime`` (s) stands for the usual one where it is missing.
+
+    Returns
+    -------
+    (n, context) float32 array
+        `CONTEXT` of each chip, finite.
+    """
+    out = np.zeros((len(reduced), context_length(kind)), np.float32)
+    if out.size:
+        exptime = np.asarray(scalars.get("exptime", np.full(len(out), USUAL_EXPTIME)), np.float64)
+        known = np.isfinite(exptime) & (exptime > 0)
+        for column, name in enumerate(BANDS):
+            out[:, column] = [b == name for b in band]
+        out[:, len(BANDS)] = np.log10(np.where(known, exptime, USUAL_EXPTIME) / USUAL_EXPTIME)
+        out[:, len(BANDS) + 1 : -len(HISTOGRAMS)] = map_statistics(reduced, scalars)
+        out[:, -len(HISTOGRAMS) :] = map_histograms(reduced, scalars)
+    return out

@@ -1,0 +1,102 @@
+"""Joint histograms of a chip's block maps: how often a block is so bright, so uneven and so peaked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from csst_dask.preprocess.scaling import checked_maps, compressed, in_sigmas, robust_scale, scalar_planes
+from csst_dask.preprocess.statistics import BLOCKS
+from csst_dask.schema import CHANNELS
+
+EDGES = {
+    "mean": (
+        -0.57, -0.3, -0.2, -0.12, -0.05, 0.02, 0.1, 0.19,
+        0.27, 0.36, 0.48, 0.62, 0.8, 1.0, 1.3, 1.7, 2.1, 2.5, 2.9,
+    ),
+    "std": (
+        -0.022, -0.011, -0.0075, -0.0045, -0.002, 0.0005, 0.0035, 0.007,
+        0.013, 0.03, 0.07, 0.15, 0.3, 0.5, 0.8, 1.2, 1.6, 2.1, 2.6,
+    ),
+    "max": (
+        0.276, 0.297, 0.306, 0.314, 0.322, 0.33, 0.34, 0.356,
+        0.38, 0.42, 0.48, 0.58, 0.75, 1.0, 1.3, 1.7, 2.1, 2.5, 2.9,
+    ),
+}  # fmt: skip
+"""Edges of the bins of each compressed map (`scaling.compressed`): about the tenths of the blocks of common chips up to
+the eighth, then wider and wider where stars are."""
+
+BINS = len(EDGES["mean"]) + 1
+"""Bins of each map, the open ones at both ends included."""
+
+PAIRS = (("mean", "std"), ("std", "max"), ("mean", "max"))
+"""Maps whose joint histograms are taken."""
+
+ANSCOMBE = 0.375
+"""Added to a count before the square root, so that the noise of all bins is alike [1]_.
+
+References
+----------
+.. [1] Anscombe (1948), Biometrika 35, 246.
+"""
+
+HISTOGRAMS = tuple(f"{one}_{i}_{other}_{j}" for one, other in PAIRS for i in range(BINS) for j in range(BINS))
+"""Names of the bins, in order."""
+
+
+def map_histograms(reduced: NDArray[np.float32], scalars: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+    """Joint histograms of block mean, scatter and maximum, in units of the chip's own sky.
+
+    They do not change if the maps are flipped or transposed, nor if all pixels are scaled or shifted. Blocks without a
+    valid pixel or with a value that is not finite are left out, and the others stand for them.
+
+    Parameters
+    ----------
+    reduced : (n, 6, iy, ix) float32 array
+        Reduced maps in the order of `schema.CHANNELS`; e-/s, NaN where nothing is valid. Not modified.
+    scalars : mapping of str to (n,) array
+        `scaling.SCALARS` of each chip; values that are not finite are survived.
+
+    Returns
+    -------
+    (n, k) float32 array
+        Square roots of the counts in the order of `HISTOGRAMS`, as if every chip had `BLOCKS` blocks, plus `ANSCOMBE`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree or a scalar is missing.
+    """
+    reduced = checked_maps(reduced)
+    planes = scalar_planes(scalars, len(reduced))
+    edges = np.array([EDGES[name] for name in ("mean", "std", "max")], np.float32)
+    out = np.zeros((len(reduced), len(PAIRS), BINS, BINS), np.float64)
+    with np.errstate(all="ignore"):
+        sky, sigma = robust_scale(planes)
+        for chip, maps in enumerate(reduced):
+            named = dict(zip(CHANNELS, maps, strict=True))
+            above, peak, scatter = compressed(*in_sigmas(named, sky[chip], sigma[chip]))
+            flat = np.stack([above, scatter, peak]).astype(np.float32).reshape(3, -1)
+            seen = _count(flat, named["valid"].ravel() > 0, edges, out[chip])
+            out[chip] *= BLOCKS / max(seen, 1)
+    return np.sqrt(out + ANSCOMBE).astype(np.float32).reshape(len(reduced), -1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(values, seen, edges, out):
+    """Fill (3, bins, bins) with the counts of `PAIRS`; the number of blocks that count."""
+    blocks = 0
+    for k in range(len(seen)):
+        mean, std, peak = values[0, k], values[1, k], values[2, k]
+        if seen[k] and np.isfinite(mean) and np.isfinite(std) and np.isfinite(peak):
+            i = np.searchsorted(edges[0], mean)
+            j = np.searchsorted(edges[1], std)
+            m = np.searchsorted(edges[2], peak)
+            out[0, i, j] += 1
+            out[1, j, m] += 1
+            out[2, i, m] += 1
+            blocks += 1
+    return blocks

@@ -1,0 +1,142 @@
+"""Inputs of the chips that every epoch visits, made once and kept in files that all ranks share."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csst_dask.preprocess.context import context_length, make_context
+from csst_dask.preprocess.inputs import input_channels, make_inputs
+from csst_dask.training.samples import Samples
+
+BLOCK = 32
+"""Chips whose inputs are made at a time."""
+
+_OWNER = f"{socket.gethostname().replace('.', '_')}-{os.getpid()}"
+"""Names this process among all that share a file system."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputCache:
+    """Half-precision inputs in a file; the system keeps in memory what fits."""
+
+    maps: NDArray[np.float16]
+    """(rows, channels, iy, ix)."""
+    context: NDArray[np.float32]
+    """(rows, context)."""
+    place: NDArray[np.int64]
+    """Row of the samples -> row of ``maps``, -1 where it has none."""
+
+    @staticmethod
+    def fill(
+        folder: Path,
+        samples: Samples,
+        rows: NDArray[np.int64],
+        kind: str,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make the inputs of some chips, unless the folder holds them already.
+
+        Parameters
+        ----------
+        folder : Path
+            Appears when it is complete. Trainings that make it at the same time do not disturb each other.
+        samples : Samples
+        rows : (k,) int array
+        kind : str
+            Kind of inputs; a chip takes 0.4 MB with four channels.
+        alive : callable
+            Called after every block of chips.
+        """
+        if folder.exists():
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(folder)
+        passing = folder.with_name(f".{folder.name}.{_OWNER}.{secrets.token_hex(4)}")
+        try:
+            _write(passing, samples, rows, kind, alive)
+            os.replace(passing, folder)
+        except OSError:
+            if not folder.exists():  # else somebody else was faster
+                raise
+        finally:
+            shutil.rmtree(passing, ignore_errors=True)
+
+    @classmethod
+    def open(cls, folder: Path, samples: Samples, rows: NDArray[np.int64]) -> InputCache:
+        """What `fill` makes; waits for it, since another rank may be at it."""
+        while not folder.exists():
+            time.sleep(0.2)
+        place = np.full(len(samples), -1)
+        place[rows] = np.arange(len(rows))
+        return cls(np.load(folder / "maps.npy", mmap_mode="r"), np.load(folder / "context.npy"), place)
+
+    def batch(
+        self, rows: NDArray[np.int64], device: torch.device, *, maps: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """Inputs of some chips.
+
+        Parameters
+        ----------
+        rows : (k,) int array
+            Rows of the samples that `fill` was given.
+        device : torch.device
+        maps : bool
+            Read them; else None stands for them.
+
+        Returns
+        -------
+        maps : (k, channels, iy, ix) float32 tensor or None
+            Channels last.
+        context : (k, context) float32 tensor
+        """
+        place = self.place[rows]
+        context = torch.from_numpy(self.context[place]).to(device)
+        if not maps:
+            return None, context
+        tensor = torch.from_numpy(self.maps[place]).to(device).float()
+        return tensor.contiguous(memory_format=torch.channels_last), context
+
+
+def _write(folder: Path, samples: Samples, rows: NDArray[np.int64], kind: str, alive: Callable[[], None]) -> None:
+    folder.mkdir()
+    shape = (len(rows), input_channels(kind), *samples.reduced.shape[2:])
+    maps = np.lib.format.open_memmap(folder / "maps.npy", "w+", np.float16, shape)
+    context = np.empty((len(rows), context_length(kind)), np.float32)
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        maps[block], context[block] = make_block(samples, rows[block], kind)
+        alive()
+    maps.flush()
+    np.save(folder / "context.npy", context)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove what processes of this machine that were killed have left of a folder."""
+    host = _OWNER.rpartition("-")[0]
+    for stray in folder.parent.glob(f".{folder.name}.{host}-*"):
+        process = int(stray.name.split(".")[-2].rpartition("-")[2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            shutil.rmtree(stray, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def make_block(samples: Samples, rows: NDArray[np.int64], kind: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Inputs (k, channels, iy, ix) and context (k, context) of a few chips, float32."""
+    reduced, band = samples.reduced[rows], samples.band[rows]
+    scalars = {name: values[rows] for name, values in samples.scalars.items()}
+    return make_inputs(kind, reduced, scalars, band), make_context(kind, reduced, scalars, band)

@@ -1,0 +1,159 @@
+"""Networks and baselines are judged on a store that is only read."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CHUNKS, FRAME
+from typer.testing import CliRunner
+
+from csst_dask.cli import app
+from csst_dask.config import build_config
+from csst_dask.errors import ConfigError
+from csst_dask.evaluation.judged import Judged
+from csst_dask.evaluation.page import EXTRACTION, TREES
+from csst_dask.evaluation.truth import Truth
+from csst_dask.runners import evaluate
+from csst_dask.runners.chips import simulate_to_store
+from csst_dask.runners.evaluate import judge_store, judge_weights
+from csst_dask.runners.ledger import Ledger, Summary
+from csst_dask.runners.predict import predict_survey
+from csst_dask.simulation.product import chip_key
+from csst_dask.simulation.survey import plan_survey
+from csst_dask.store import predictions
+from csst_dask.store.survey import open_scalars
+
+EXPOSURES, SEED = 48, 3
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> str:
+    """Chips of small frames that keep their pixels; four levels of density, in fields far from each other."""
+    path = str(tmp_path_factory.mktemp("judged") / "survey.zarr")
+    simulation = {
+        "seed": 5, "region": "mixed", "exposures": EXPOSURES, "detectors": (8, 9), "trails": False, "galaxies": False,
+        "star_counts": tuple(np.tile((6e4, 2e5, 6e5, 1.5e6), EXPOSURES // 4)),
+    }  # fmt: skip
+    config = build_config({"simulation": simulation, "ingest": {"frame": FRAME, "chunks": CHUNKS}}, "test")
+    chips = {chip_key(e, d): (e, d) for e in plan_survey(config.simulation) for d in e.detectors}
+    ledger, summary = Ledger(path, config, keep_mask=True), Summary()
+    for key, row in ledger.to_do([(key, "simulated", "") for key in chips], summary):
+        ledger.record(simulate_to_store(*chips[key], row, path, config))
+    ledger.flush()
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(weights):
+    return build_config({"inference": {"weights": str(weights), "batch": 16}}, "test")
+
+
+def test_the_judgement_is_of_what_predict_writes(client, store, weights, config):
+    judged = judge_weights(client, Truth.open(store), config, weights)
+    predict_survey(client, store, config)
+    again = Judged.from_datasets(open_scalars(store), predictions.read(store).load())
+    for name in (
+        "band",
+        "n_star",
+        "n_bright",
+        "density_class",
+        "log_star",
+        "star_lower",
+        "log_bright",
+        "bright_lower",
+        "bright_upper",
+        "route",
+    ):
+        np.testing.assert_array_equal(getattr(judged, name), getattr(again, name), err_msg=name)
+    np.testing.assert_allclose(judged.class_probability, again.class_probability)
+
+
+@pytest.fixture(scope="module")
+def trained(store, weights, tmp_path_factory):
+    """The same networks, whose weights record a split of this store."""
+    from csst_dask.models import load_weights, save_weights
+    from csst_dask.training import load_samples
+    from csst_dask.training.samples import record_split
+
+    folder, samples = tmp_path_factory.mktemp("trained") / weights.name, load_samples(store)
+    record = {"split": record_split(samples, samples.split(SEED), SEED)}
+    for task in ("classifier", "regressor"):
+        model = load_weights(weights / f"{task}.safetensors", task)
+        save_weights(model.module, folder / f"{task}.safetensors", model.metadata | record)
+    return folder, samples.split(SEED)
+
+
+def test_networks_and_baselines_are_judged_on_the_test_chips_that_the_weights_record(
+    client, store, trained, config, tmp_path, monkeypatch
+):
+    folder, split = trained
+    monkeypatch.setattr(evaluate, "_network_costs", lambda *_: [])
+    monkeypatch.setattr("csst_dask.evaluation.trees.LEAST_CHIPS", 5)
+    page = judge_store(
+        client, store, tmp_path / "out", config, [folder], part="test", baselines=store, least_pixels=len(split.test)
+    )
+    text = page.read_text()
+    compared = pd.read_csv(page.parent / "methods.csv")
+    assert compared["method"].tolist() == [folder.name, TREES, EXTRACTION]
+    assert compared["chips"].tolist() == [len(split.test)] * 3
+    assert f"(split seed {SEED})" in text
+    rest = 2 * EXPOSURES - len(split.test)
+    assert text.count(f"{rest} chips; {len(split.test)} within 1.5 deg of judged chips were dropped") == 2
+    assert "CPU s a chip" in text
+    bright = pd.read_csv(page.parent / "methods_bright.csv").set_index("method")
+    assert bright["common"].nunique() == 1
+    errors = bright["mae_common"]
+    assert (errors[[TREES, EXTRACTION]] < 0.5 * errors[folder.name]).all()  # the networks were never trained
+    costs = pd.read_csv(page.parent / "costs.csv").set_index("method")
+    assert (costs[["ms_per_image", "memory_mb"]] > 0).all(axis=None)
+    assert costs.loc[TREES, "parameters"] > 1000
+    assert set(pd.read_csv(page.parent / "table4.csv")["method"]) == {TREES, EXTRACTION}
+
+
+def test_stores_with_pixels_are_a_comparison_of_their_own_and_what_cannot_run_is_explained(
+    client, store, weights, trained, config, tmp_path, monkeypatch
+):
+    seen = []
+    original = evaluate.Truth.apart_from
+
+    def watch(self, others, separation):
+        seen.append((self, others, original(self, others, separation)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(evaluate.Truth, "apart_from", watch)
+    page = judge_store(
+        client, store, tmp_path / "out", config, [trained[0]], pixel_stores=(store, store), least_pixels=1, costs=False
+    )
+    (learning, judged, kept), *_ = seen
+    assert len(kept) == len(learning) - len(judged)
+    assert not set(kept.column("field")) & set(judged.column("field"))
+    text = page.read_text()
+    assert "## On chips that keep their pixels: survey" in text
+    table = next(page.parent.glob("on_chips_that_keep*methods.csv"))
+    assert pd.read_csv(table)["method"].tolist() == [trained[0].name, EXTRACTION]
+    assert len(pd.read_csv(page.parent / "table5.csv")) == 8
+    page = judge_store(client, store, tmp_path / "why", config, [weights], baselines=store, costs=False)
+    text = page.read_text()
+    assert f"No {TREES}: they would learn from survey.zarr, 0 chips" in text
+    assert "it needs at least 200" in text
+    assert "do not record what they learned from" in text
+
+
+def test_weights_without_a_record_have_no_test_chips(client, store, weights, config, tmp_path):
+    with pytest.raises(ConfigError, match="do not record which chips were their test chips"):
+        judge_store(client, store, tmp_path, config, [weights], part="test")
+
+
+def test_the_command_refuses_what_it_cannot_do(store, tmp_path, weights):
+    words = ["evaluate", "--store", store, "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*words, "--dataset", "--weights", str(weights)])
+    assert result.exit_code == 2
+    assert "judges nothing" in result.output
+    assert CliRunner().invoke(app, [*words, "--dataset", "--pixel-stores", store, store]).exit_code == 2
+    assert CliRunner().invoke(app, [*words, "--part", "random-test"]).exit_code == 2
+    empty = str(tmp_path / "empty.zarr")
+    from csst_dask.store.survey import create_survey
+
+    plain = build_config({}, "test")
+    create_survey(empty, plain.ingest, plain.mask)
+    with pytest.raises(ConfigError, match="no chip that is done"):
+        Truth.open(empty)
