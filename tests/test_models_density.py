@@ -150,7 +150,8 @@ def test_maps_start_with_nothing_to_add(seen):
 def test_histograms_become_principal_components(seen):
     """Those of scikit-learn but for signs; the scatter of each is the square root of its own, 1 for the first."""
     rng = np.random.default_rng(2)
-    bins = rng.normal(size=(len(seen), 90)) @ rng.normal(size=(90, 90))
+    axes = np.linalg.qr(rng.normal(size=(90, 90)))[0]
+    bins = rng.normal(size=(len(seen), 90)) * np.geomspace(30, 0.3, 90) @ axes  # no two directions alike
     context = torch.cat([seen, torch.tensor(bins, dtype=torch.float32)], dim=1)
     module = build_density_network("perceptron", 0, CONTEXT + 90, 90).eval()
     module.standardise(context)

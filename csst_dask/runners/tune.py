@@ -242,11 +242,10 @@ def _train(search: Search, trial: optuna.Trial, threads: int) -> float:
     samples, split = _data(search.store, config)
     folder, inputs = Path(search.out) / trial_folder(trial.number), Path(search.out) / "inputs"
     try:
-        fit(search.task, samples, split, config, folder, progress, threads=threads, watch=watch, inputs=inputs)
+        result = fit(search.task, samples, split, config, folder, progress, threads=threads, watch=watch, inputs=inputs)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    best = min(reversed(rows), key=lambda row: row["validation_loss"])  # the last one of equals, as `fit` does
-    return best["validation_score"]
+    return rows[result.best_epoch - 1]["validation_score"]
 
 
 def _data(store: str, config: TrainingConfig) -> tuple[Any, Any]:
