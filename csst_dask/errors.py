@@ -11,3 +11,7 @@ class ConfigError(CsstDaskError, ValueError):
 
 class ChipRejected(CsstDaskError):
     """This chip cannot be used, now or on a retry: record why and carry on."""
+
+
+class RunEnded(CsstDaskError):
+    """The run ended before its work was done; what is done is recorded, and the same command goes on from there."""

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from csst_dask.errors import ConfigError
+from csst_dask.errors import ConfigError, RunEnded
 
 console = Console()
 errors = Console(stderr=True)
@@ -25,6 +25,10 @@ class ExitingGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             errors.print("interrupted; run the same command again to go on")
+            raise typer.Exit(UNEXPECTED) from None
+        except RunEnded as error:
+            again = "what is done is kept; run the same command again to go on"
+            errors.print(f"error: {error}; {again}", style="red", highlight=False, soft_wrap=True, markup=False)
             raise typer.Exit(UNEXPECTED) from None
         except ConfigError as error:
             errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)

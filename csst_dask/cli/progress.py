@@ -80,6 +80,12 @@ def print_summary(summaries: dict[str, Summary], outputs: dict[str, object]) -> 
         counts = (summary.done, summary.rejected, summary.failed, summary.skipped)
         table.add_row(name, *map(str, counts), f"{summary.seconds:.1f}", rate)
     console.print(table)
+    peak = max((summary.effort.peak_memory for summary in summaries.values()), default=0)
+    if peak:
+        console.print(f"largest worker: {peak / 1e9:.2f} GB of memory", highlight=False)
+    lost = sum(summary.effort.lost_workers for summary in {id(s.effort): s for s in summaries.values()}.values())
+    if lost:
+        console.print(f"{lost} tasks lost their worker and were done again", highlight=False)
     for name, summary in summaries.items():
         if summary.files:
             console.print(f"{name}: {summary.files} inputs gave no chip", highlight=False)

@@ -40,16 +40,18 @@ def configure(
 
 @contextmanager
 def connected(config: Config) -> Iterator[tuple[Any, Any]]:
-    """A client and the progress of its stages."""
+    """A client and the progress of its stages, which end when a signal or the walltime asks for it."""
     from csst_dask.cli.progress import Stages
-    from csst_dask.runners.cluster import connect
+    from csst_dask.runners.cluster import connect, reporting
+    from csst_dask.runners.stopping import stopping
 
-    client = connect(config.cluster)
-    try:
-        with Stages() as stages:
-            yield client, stages
-    finally:
-        client.close()
+    with stopping(config.execution.walltime_margin):
+        client = connect(config.cluster)
+        try:
+            with reporting(config.execution.report), Stages() as stages:
+                yield client, stages
+        finally:
+            client.close()
 
 
 def finish(summaries: dict, **outputs: object) -> None:

@@ -4,6 +4,7 @@ from csst_dask.config.load import Config, build_config, load_config, with_settin
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
     ClusterConfig,
+    ExecutionConfig,
     InferenceConfig,
     IngestConfig,
     MapConfig,
@@ -16,6 +17,7 @@ from csst_dask.config.simulation import SimulationConfig
 __all__ = [
     "ClusterConfig",
     "Config",
+    "ExecutionConfig",
     "InferenceConfig",
     "IngestConfig",
     "MapConfig",

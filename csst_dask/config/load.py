@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
     ClusterConfig,
+    ExecutionConfig,
     InferenceConfig,
     IngestConfig,
     MapConfig,
@@ -29,6 +30,7 @@ class Config(Section):
     store: str | None = None
     """Survey store: a folder or a URL."""
     cluster: ClusterConfig = ClusterConfig()
+    execution: ExecutionConfig = ExecutionConfig()
     simulation: SimulationConfig = SimulationConfig()
     mask: MaskConfig = MaskConfig()
     ingest: IngestConfig = IngestConfig()

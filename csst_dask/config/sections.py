@@ -41,6 +41,31 @@ class ClusterConfig(Section):
         return self
 
 
+class ExecutionConfig(Section):
+    """How a run meets faults."""
+
+    retries: int = Field(2, ge=0)
+    """A task that raises something unforeseen is tried so many times more."""
+    patience: float = Field(600.0, gt=0)
+    """Storage that fails, or a cluster without workers, is waited for so long, s."""
+    time_limit: float | None = Field(900.0, gt=0)
+    """A chip that takes longer is stopped and tried again on its own, s; null for no limit."""
+    losses: int = Field(2, ge=1)
+    """A task that has lost so many workers is tried on its own, in a process that can end no other task."""
+    deaths: int = Field(3, ge=1)
+    """A chip that has ended so many processes of its own is rejected."""
+    failures_in_row: int = Field(50, ge=1)
+    """So many tasks that fail one after the other, with none that succeeds, end the run: the fault is not theirs."""
+    in_flight: int = Field(3, ge=1)
+    """Tasks for each thread of the cluster that are submitted and not done."""
+    grace: float = Field(30.0, ge=0)
+    """Time that running tasks get when the run is asked to stop, s."""
+    walltime_margin: float = Field(90.0, ge=0)
+    """A run in a batch job stops so long before the walltime, s."""
+    report: Path | None = None
+    """HTML file for Dask's performance report."""
+
+
 class MaskConfig(Section):
     """How CSST flag bits become mask bits, and which mask bits make a pixel invalid."""
 

@@ -7,9 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import dask
-from distributed import Client, LocalCluster, get_client
+from distributed import Client, LocalCluster, get_client, performance_report
 
 from csst_dask.config import ClusterConfig
 from csst_dask.errors import ConfigError
@@ -153,3 +154,20 @@ def current_client(client: Client | None = None) -> Iterator[Client]:
                 own.close()
             return
     yield client
+
+
+@contextmanager
+def reporting(path: Path | None) -> Iterator[None]:
+    """Save Dask's performance report of a block of work.
+
+    Parameters
+    ----------
+    path : Path or None
+        HTML file; None for no report.
+    """
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with performance_report(filename=str(path)):
+        yield

@@ -25,8 +25,10 @@ from csst_dask.evaluation.truth import Truth
 from csst_dask.evaluation.unseen import Judgeable, choose_chips
 from csst_dask.inference.routing import route
 from csst_dask.models.files import TASKS, identify_pair, read_weights
-from csst_dask.runners.predict import CPU_BATCH, block_tasks, predict_block
-from csst_dask.runners.window import Failure, Task, run_tasks
+from csst_dask.runners.faults import Failure
+from csst_dask.runners.predict import block_tasks, predict_block
+from csst_dask.runners.predictions import CPU_BATCH, Pair
+from csst_dask.runners.window import Task, run_tasks
 from csst_dask.schema import CHANNELS, density_class
 from csst_dask.store.survey import array_of
 
@@ -181,7 +183,7 @@ def judge_weights(
     where, checksums = identify_pair(folder)
     todo = np.zeros(truth.scalars.sizes["chip"], bool)
     todo[truth.rows] = True
-    tasks = block_tasks(truth.path, truth.scalars, todo, _batch(config), where, checksums)
+    tasks = list(block_tasks(truth.path, truth.scalars, todo, Pair(where, checksums, _batch(config))))
     found = _collect(client, "evaluate", predict_block, tasks, truth.rows, stages)
     valid = np.ones(len(truth), bool)
     routes, _ = route(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import Client
@@ -14,6 +15,7 @@ from csst_dask.io.discovery import discover
 from csst_dask.runners.chips import ingest_chip
 from csst_dask.runners.ledger import Ledger, Summary, identity, supersede
 from csst_dask.runners.window import Task, run_tasks
+from csst_dask.schema import ChipFiles, ChipKey
 from csst_dask.store.rows import write_files
 from csst_dask.store.survey import locate
 
@@ -52,25 +54,59 @@ def ingest_survey(
     ConfigError
         If an input does not exist, or the store was made with other settings.
     """
-    start, summary, path = time.monotonic(), Summary(), locate(path)
+    start, path = time.monotonic(), locate(path)
+    stock = take_stock(inputs, path, config)
+    summary, lean = stock.summary, config.model_copy(update={"inputs": ()})
+    if expect is not None:
+        expect(len(stock.todo))
+    tasks = (Task(str(key), (stock.files[key], row, path, lean), key) for key, row in stock.todo)
+    outcomes = run_tasks(client, "ingest", ingest_chip, tasks, config.execution, summary.effort)
+    try:
+        stock.ledger.consume(outcomes, summary, progress)
+    finally:
+        supersede(path)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+@dataclass
+class Stock:
+    """What there is to ingest."""
+
+    ledger: Ledger
+    files: dict[ChipKey, ChipFiles]
+    todo: list[tuple[ChipKey, int]]
+    """Chips that need work, and their rows."""
+    summary: Summary
+    """Counts what needs none."""
+
+
+def take_stock(inputs: Sequence[str | Path], path: str, config: Config) -> Stock:
+    """Find the chips of some inputs and give each a row.
+
+    Parameters
+    ----------
+    inputs : sequence of path
+    path : str
+        Store; created where there is none.
+    config : Config
+
+    Returns
+    -------
+    Stock
+
+    Raises
+    ------
+    ConfigError
+        If an input does not exist, or the store was made with other settings.
+    """
     if not inputs:
         raise ConfigError("inputs: no files or folders given; name at least one")
     chips, strays = discover([str(path) for path in inputs])
     if not chips and not strays:
         raise ConfigError(f"inputs: no FITS files in {', '.join(map(str, inputs))}; check the paths")
-    ledger = Ledger(path, config)
+    ledger, summary = Ledger(path, config), Summary(files=len(strays))
     write_files(path, strays, [name for chip in chips for name in chip.paths()])
-    summary.files = len(strays)
     summary.reasons.update(reason for _, reason in strays)
-    files = {chip.key: chip for chip in chips}
     todo = ledger.to_do([(chip.key, chip.image, identity(chip)) for chip in chips], summary)
-    lean = config.model_copy(update={"inputs": ()})
-    if expect is not None:
-        expect(len(todo))
-    tasks = (Task(str(key), (files[key], row, path, lean), key) for key, row in todo)
-    try:
-        ledger.consume(run_tasks(client, "ingest", ingest_chip, tasks), summary, progress)
-    finally:
-        supersede(path)
-    summary.seconds = time.monotonic() - start
-    return summary
+    return Stock(ledger, {chip.key: chip for chip in chips}, todo, summary)

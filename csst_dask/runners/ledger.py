@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from csst_dask.config import Config
-from csst_dask.runners.window import Failure
+from csst_dask.runners.faults import Failure
+from csst_dask.runners.window import Effort
 from csst_dask.schema import ChipFiles, ChipKey, ChipResult
 from csst_dask.store import rows as store
 from csst_dask.store.survey import check_same_format, create_survey, exists, open_scalars
@@ -36,6 +38,7 @@ class Summary:
     """Inputs that gave no chip."""
     seconds: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
+    effort: Effort = field(default_factory=Effort)
 
     @property
     def exit_status(self) -> int:
@@ -127,23 +130,29 @@ class Ledger:
         self._last_flush = time.monotonic()
 
     def consume(self, outcomes: Iterable[tuple[Any, Any]], summary: Summary, progress: Any = None) -> None:
-        """Record the outcomes of tasks whose name is a chip key, and count them."""
+        """Record the outcomes of tasks whose key is a chip's, and count them."""
         try:
             for task, result in outcomes:
-                if isinstance(result, Failure):
-                    summary.failed += 1
-                    summary.reasons[result.reason] += 1
-                    result = ChipResult(task.key, "pending", f"failed, will be tried again: {result.reason}")
-                elif result.status == "done":
-                    summary.done += 1
-                else:
-                    summary.rejected += 1
-                    summary.reasons[result.reason] += 1
-                self.record(result)
-                if progress is not None:
-                    progress(str(result.key), result.status, result.reason)
+                self.take(task.key, result, summary, progress)
         finally:
             self.flush()
+
+    def take(self, key: ChipKey, result: ChipResult | Failure, summary: Summary, progress: Any = None) -> None:
+        """Record what became of one chip, and count it."""
+        if isinstance(result, Failure) and not result.poison:
+            summary.failed += 1
+            summary.reasons[result.reason] += 1
+            result = ChipResult(key, "pending", f"failed, will be tried again: {result.reason}")
+        elif isinstance(result, Failure):
+            result = ChipResult(key, "rejected", result.reason)
+        if result.status == "done":
+            summary.done += 1
+        elif result.status == "rejected":
+            summary.rejected += 1
+            summary.reasons[result.reason] += 1
+        self.record(result)
+        if progress is not None:
+            progress(str(key), result.status, result.reason)
 
 
 def supersede(path: str) -> int:
@@ -172,6 +181,13 @@ def supersede(path: str) -> int:
     store.write_columns(group, rows, {"reason": why})
     store.write_columns(group, rows, {"status": np.array(["superseded"] * len(old), dtype=object)})
     return len(old)
+
+
+def reject(path: str, rows: Sequence[int] | NDArray[np.int64], reason: str) -> None:
+    """Reject chips that a later stage cannot do; whoever ingests their files again after a change tries again."""
+    group = zarr.open_group(path, mode="r+")
+    store.write_columns(group, rows, {"reason": np.array([reason] * len(rows), dtype=object)})
+    store.write_columns(group, rows, {"status": np.array(["rejected"] * len(rows), dtype=object)})
 
 
 def identity(files: ChipFiles) -> str:

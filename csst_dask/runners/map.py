@@ -30,8 +30,9 @@ from csst_dask.maps import (
     write_moc,
     write_zarr,
 )
+from csst_dask.runners.faults import Failure
 from csst_dask.runners.ledger import Summary
-from csst_dask.runners.window import Failure, Task, run_tasks
+from csst_dask.runners.window import Task, run_tasks
 from csst_dask.schema import CHANNELS, ROUTE_FLAGS
 from csst_dask.store.survey import array_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,27 +13,15 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from csst_dask.config import Config
-from csst_dask.inference.routing import route
-from csst_dask.models.calibrate import INTERVAL_LEVEL
-from csst_dask.models.files import identify_pair
 from csst_dask.runners.ledger import Summary, supersede
-from csst_dask.runners.window import Failure, Task, run_tasks
-from csst_dask.schema import ROUTE_FLAGS, ROUTES
-from csst_dask.store import predictions as store
+from csst_dask.runners.predictions import Pair, PredictionLog, choose_pair, prepare_predictions
+from csst_dask.runners.window import Task, run_tasks
 from csst_dask.store.survey import array_of, locate, open_scalars
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import xarray as xr
 
     from csst_dask.inference.two_stage import TwoStage
-
-CPU_BATCH = 32
-"""Chips per forward pass where the batch is chosen for a CPU."""
-
-ROUTED_BY = ("density_class", "bright_count", "confidence", "unlike")
-"""Predictions that decide the route."""
 
 SCALARS = ("band", "exptime", "pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
 """Per-chip variables that travel with a task."""
@@ -135,38 +123,33 @@ def predict_survey(
     """
     start, summary, path = time.monotonic(), Summary(), locate(path)
     supersede(path)
-    folder, checksums = identify_pair(config.inference.weights)
-    batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
     scalars = open_scalars(path)
     status = scalars["status"].values
-    identity = {f"{task}_sha256": value for task, value in checksums.items()} | {"batch": batch}
-    have = store.prepare(path, status.size, identity) >= 0
-    _describe(path, config)
-    _refresh(path, config)
+    pair = choose_pair(config)
+    have = prepare_predictions(path, status.size, pair, config)
     todo = (status == "done") & ~have
     if chips is not None:
         todo &= np.isin(np.arange(status.size), chips)
     summary.skipped = int(((status == "done") & have).sum())
     if expect is not None:
         expect(int(todo.sum()))
-    tasks = block_tasks(path, scalars, todo, batch, folder, checksums)
-    for task, result in run_tasks(client, "predict", predict_block, tasks):
-        if isinstance(result, Failure):
-            summary.failed += len(task.key)
-            summary.reasons[result.reason] += 1
-        else:
-            store.write(path, task.key, result | _routes(result, np.ones(len(task.key), bool), config))
-            summary.done += len(task.key)
-        if progress is not None:
-            for row in task.key:
-                progress(f"chip {row}", "failed" if isinstance(result, Failure) else "done", "")
+    tasks = block_tasks(path, scalars, todo, pair)
+    log = PredictionLog(path, config, summary)
+    try:
+        for task, result in run_tasks(client, "predict", predict_block, tasks, config.execution, summary.effort):
+            told = log.record(task.key, result)
+            if log.due:
+                log.flush()
+            if progress is not None:
+                for row in task.key:
+                    progress(f"chip {row}", *told)
+    finally:
+        log.flush()
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def block_tasks(
-    path: str, scalars: xr.Dataset, todo: NDArray[np.bool_], batch: int, folder: Path, checksums: Mapping[str, str]
-) -> list[Task]:
+def block_tasks(path: str, scalars: xr.Dataset, todo: NDArray[np.bool_], pair: Pair) -> Iterator[Task]:
     """Tasks of `predict_block`: one for each fixed block of rows that has a chip to predict.
 
     Parameters
@@ -177,52 +160,22 @@ def block_tasks(
         Its per-chip variables.
     todo : (n,) bool array
         Chips to predict.
-    batch : int
-        Rows of a block.
-    folder : Path
-        Weights.
-    checksums : mapping of str to str
-        Of the weights, by task.
+    pair : Pair
 
-    Returns
-    -------
-    list of Task
-        The key of each are the rows that it predicts.
+    Yields
+    ------
+    Task
+        Its key are the rows that it predicts.
     """
-    tasks = []
-    for block in np.unique(np.flatnonzero(todo) // batch):
-        rows = np.arange(block * batch, (block + 1) * batch)
-        wanted = np.flatnonzero(todo[rows[0] : rows[-1] + 1])
-        some = {name: scalars[name].values[rows[wanted]].tolist() for name in SCALARS}
-        args = (path, rows.tolist(), wanted.tolist(), some, str(folder), tuple(checksums.values()))
-        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", args, rows[wanted]))
-    return tasks
+    columns = {name: scalars[name].values for name in SCALARS}
 
+    def task(block: NDArray[np.int64], wanted: NDArray[np.int64]) -> Task:
+        rows = block[wanted]
+        some = {name: values[rows].tolist() for name, values in columns.items()}
+        args = (path, block.tolist(), wanted.tolist(), some, str(pair.folder), tuple(pair.checksums.values()))
+        name = f"chips-{block[0]}-{block[-1]}" if len(rows) > 1 else f"chip-{rows[0]}"
+        return Task(name, args, rows, len(rows), lambda: [task(block, wanted[k : k + 1]) for k in range(len(wanted))])
 
-def _describe(path: str, config: Config) -> None:
-    thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
-    store.describe(path, {"interval_level": INTERVAL_LEVEL, **thresholds})
-
-
-def _refresh(path: str, config: Config) -> None:
-    """Bring coordinates and routes of all chips up to date, and blank predictions of chips that are done no more.
-
-    Before the first task: whatever happens later, every row of the group can be read and mapped.
-    """
-    scalars, found = open_scalars(path), store.read(path).load()
-    status = scalars["status"].values
-    predicted = (found["density_class"].values >= 0) & (status == "done")
-    rows, stale = np.arange(status.size), np.flatnonzero(~predicted)
-    blank = {v.name: np.full((stale.size, *v.shape), v.fill, v.dtype) for v in store.PREDICTED}
-    store.write(path, stale, blank)
-    routes = _routes({name: found[name].values for name in ROUTED_BY}, predicted, config)
-    rejected = status == "rejected"
-    routes["route"][rejected], routes["route_flags"][rejected] = ROUTES[0], ROUTE_FLAGS[ROUTES[0]]
-    store.write(path, rows, {v.name: scalars[v.name].values for v in store.COPIED} | routes)
-
-
-def _routes(found: Mapping[str, NDArray], predicted: NDArray[np.bool_], config: Config) -> dict[str, NDArray]:
-    """Routes of some chips; nothing where there is no prediction."""
-    classes, bright, confidence, unlike = (found[name] for name in ROUTED_BY)
-    names, flags = route(classes, bright, confidence, predicted, unlike, config.routing)
-    return {"route": np.where(predicted, names.astype(object), ""), "route_flags": np.where(predicted, flags, 0)}
+    for number in np.unique(np.flatnonzero(todo) // pair.batch):
+        block = np.arange(number * pair.batch, (number + 1) * pair.batch)
+        yield task(block, np.flatnonzero(todo[block[0] : block[-1] + 1]))

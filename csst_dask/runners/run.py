@@ -10,10 +10,9 @@ from distributed import Client
 from csst_dask.config import Config
 from csst_dask.errors import ConfigError
 from csst_dask.models.files import identify_pair
-from csst_dask.runners.ingest import ingest_survey
+from csst_dask.runners.fused import process_survey
 from csst_dask.runners.ledger import Summary
 from csst_dask.runners.map import check_map, map_survey
-from csst_dask.runners.predict import predict_survey
 from csst_dask.store import predictions as stored
 from csst_dask.store.survey import check_usable
 
@@ -41,7 +40,7 @@ def check(config: Config) -> None:
 
 
 def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, Summary], xr.Dataset]:
-    """Ingest, predict and map.
+    """Ingest and predict block by block, then map.
 
     Parameters
     ----------
@@ -59,9 +58,7 @@ def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, 
     """
     check(config)
     path = str(config.store)
-    summaries = {
-        "ingest": ingest_survey(client, config.inputs, path, config, *stage("ingest")),
-        "predict": predict_survey(client, path, config, *stage("predict")),
-    }
+    ingested, predicted = process_survey(client, config.inputs, path, config, *stage("ingest and predict"))
+    summaries = {"ingest": ingested, "predict": predicted}
     sky, summaries["map"] = map_survey(client, stored.read(path).load(), config.map, None, *stage("map"))
     return summaries, sky

@@ -12,9 +12,10 @@ from distributed import Client
 from csst_dask.config import Config, SimulationConfig, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.runners.chips import simulate_to_files, simulate_to_store
+from csst_dask.runners.faults import Failure
 from csst_dask.runners.ingest import Progress
 from csst_dask.runners.ledger import Ledger, Summary
-from csst_dask.runners.window import Failure, Task, run_tasks
+from csst_dask.runners.window import Task, run_tasks
 from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.product import chip_key, expected_files
 from csst_dask.simulation.survey import plan_survey
@@ -104,7 +105,7 @@ def simulate_files(
         Task(str(chip_key(exposure, detector)), (exposure, detector, str(folder), config))
         for exposure, detector in todo
     )
-    for task, result in run_tasks(client, "simulate", simulate_to_files, tasks):
+    for task, result in run_tasks(client, "simulate", simulate_to_files, tasks, config.execution, summary.effort):
         failed = isinstance(result, Failure)
         summary.failed += failed
         summary.done += not failed
@@ -147,6 +148,7 @@ def simulate_store(
     if expect is not None:
         expect(len(todo))
     tasks = (Task(str(key), (*chips[key], row, path, config), key) for key, row in todo)
-    ledger.consume(run_tasks(client, "simulate", simulate_to_store, tasks), summary, progress)
+    outcomes = run_tasks(client, "simulate", simulate_to_store, tasks, config.execution, summary.effort)
+    ledger.consume(outcomes, summary, progress)
     summary.seconds = time.monotonic() - start
     return summary

@@ -18,8 +18,9 @@ from distributed import Client, get_worker
 
 from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
+from csst_dask.runners.faults import Failure
 from csst_dask.runners.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
-from csst_dask.runners.window import Failure, Task, run_tasks
+from csst_dask.runners.window import Task, run_tasks
 
 if TYPE_CHECKING:
     import optuna

@@ -1,19 +1,39 @@
-"""Run many tasks with few in flight, so that neither the scheduler nor the client grows with the survey."""
+"""Run many tasks with few in flight, so that neither the scheduler nor the client grows with the survey.
+
+What a task returns comes back in the order in which tasks end. A task that fails is tried again: at once when its
+worker died, later when storage failed, and in a process of its own when it may be what kills workers.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
+import queue
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Client, as_completed
+from distributed import Client, Future, get_worker
 
-IN_FLIGHT = 3
-"""Tasks per worker thread that are submitted and not done."""
-RETRIES = 2
-"""A task that raises is tried this many times more."""
+from csst_dask.config import ExecutionConfig
+from csst_dask.errors import ConfigError
+from csst_dask.runners.alone import Died, run_alone
+from csst_dask.runners.faults import ClusterLost, Failure, Fault, TooManyFailures, classify, describe
+from csst_dask.runners.guard import Outcome, guarded
+from csst_dask.runners.stopping import Stopped, stop_requested
+
+LEAST = 4
+"""Tasks in flight where there are hardly any workers."""
+TICK = 0.5
+"""Seconds between looks at what is due while nothing arrives."""
+PROBE = 2.0
+"""Seconds between looks at the cluster."""
+MOST_LOSSES = 20
+"""A task that has lost so many workers, most of them though it ran in a process of its own, is given up."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a task is tried again; twice as long each time."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +45,60 @@ class Task:
     args: tuple[Any, ...]
     key: Any = None
     """The chip's key, where the task is about one chip."""
+    chips: int = 1
+    """How many chips it works on; its time limit grows with them."""
+    parts: Callable[[], Sequence[Task]] | None = None
+    """Makes tasks for its chips one by one, to find out which of them ends its process."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A task that failed in a way nobody foresaw, or whose workers died."""
+class Partial:
+    """What a function returns that could do only some of a task's chips."""
 
-    reason: str
+    value: Any
+    """Result of those that it could do; None if there are none."""
+    errors: Mapping[int, Exception]
+    """What the others raised, by their place among the task's parts; they are tried again one by one."""
+
+
+@dataclass
+class Effort:
+    """What the tasks of a stage took."""
+
+    peak_memory: int = 0
+    """Largest resident memory of any worker, byte."""
+    busy: float = 0.0
+    """Wall time within tasks, s."""
+    lost_workers: int = 0
+    """Tasks that came back because their worker had died."""
+    repeats: int = 0
+    """Tasks that were tried again for any reason."""
+
+
+@dataclass
+class _Job:
+    """A task on its way, and what has happened to it."""
+
+    task: Task
+    number: int
+    alone: bool = False
+    tries: int = 0
+    errors: int = 0
+    losses: int = 0
+    deaths: int = 0
+    failing_since: float | None = None
+
+    def __lt__(self, other: _Job) -> bool:
+        return self.number < other.number
 
 
 def run_tasks(
-    client: Client, stage: str, function: Callable[..., Any], tasks: Iterable[Task]
+    client: Client,
+    stage: str,
+    function: Callable[..., Any],
+    tasks: Iterable[Task],
+    limits: ExecutionConfig | None = None,
+    effort: Effort | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """Submit tasks in a sliding window and yield results as they come.
 
@@ -48,52 +111,237 @@ def run_tasks(
         Called with each task's arguments; foreseen failures are part of what it returns.
     tasks : iterable of Task
         Read as the window moves on.
+    limits : ExecutionConfig, optional
+        Without them no task is limited in time.
+    effort : Effort, optional
+        Receives what the tasks took.
 
     Yields
     ------
     task : Task
+        One that was given, or a part of one.
     result
         What the function returned, or a `Failure`.
+
+    Raises
+    ------
+    ClusterLost
+        If the scheduler is gone, or no worker has been there for too long.
+    TooManyFailures
+        If task after task fails.
+    Stopped
+        If the run was asked to stop; the tasks that ended in time have been yielded.
     """
-    run = uuid.uuid4().hex[:8]
-    source = iter(tasks)
-    pending: dict[Any, Task] = {}
-
-    def submit(task: Task) -> Any:
-        future = client.submit(function, *task.args, key=f"{stage}-{task.name}-{run}", retries=RETRIES, pure=False)
-        pending[future.key] = task
-        return future
-
-    done = as_completed([submit(task) for task in islice(source, _window(client))], raise_errors=False)
+    window = _Window(client, stage, function, limits or ExecutionConfig(time_limit=None), effort or Effort())
     try:
-        for future in done:
-            task = pending.pop(future.key)
-            result = _result(future)
-            future.release()
-            for following in islice(source, max(1, _window(client) - len(pending))):
-                done.add(submit(following))
-            yield task, result
+        yield from window.results(iter(tasks))
     finally:
-        done.clear()
-        pending.clear()
+        window.close()
 
 
-def _result(future: Any) -> Any:
-    if future.status != "finished":
-        return Failure(_why(future))
-    try:
-        return future.result()
-    except Exception as error:  # the worker that held the result has died, and so did the next try
-        return Failure(f"{type(error).__name__}: {error}")
+@dataclass
+class _Window:
+    client: Client
+    stage: str
+    function: Callable[..., Any]
+    limits: ExecutionConfig
+    effort: Effort
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    pending: dict[str, tuple[Future, _Job]] = field(default_factory=dict)
+    """Submitted, by key."""
+    later: list[tuple[float, _Job]] = field(default_factory=list)
+    """To be tried again, a heap by time."""
+    arrived: queue.SimpleQueue[tuple[str, Any, BaseException | None]] = field(default_factory=queue.SimpleQueue)
+    waits: dict[str, asyncio.Task] = field(default_factory=dict)
+    """Coroutines that fetch results, by key."""
+    made: int = 0
+    failed_in_row: int = 0
+    threads: int = 0
+    exhausted: bool = False
+    probing: bool = False
+    probed: float = field(default_factory=time.monotonic)
+    """When the scheduler answered last."""
+    manned: float = field(default_factory=time.monotonic)
+    """When there was a worker last."""
+
+    def results(self, source: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
+        self.threads = sum(self.client.nthreads().values())
+        stop_at: float | None = None
+        while True:
+            if reason := stop_requested():
+                stop_at = stop_at or time.monotonic() + self.limits.grace
+                if not self.pending or time.monotonic() > stop_at:
+                    raise Stopped(f"stopped on {reason}")
+            else:
+                self._fill(source)
+                if not self.pending and not self.later:
+                    return
+            self._look()
+            try:
+                key, outcome, error = self.arrived.get(timeout=TICK)
+            except queue.Empty:
+                continue
+            if key not in self.pending:
+                continue
+            future, job = self.pending.pop(key)
+            future.release()
+            for task, result in self._fault(job, error) if error is not None else self._judge(job, outcome):
+                yield task, result
+                self._count(result)
+
+    def close(self) -> None:
+        """Let go of what is in flight."""
+        for wait in list(self.waits.values()):
+            self._on_loop(wait.cancel)
+        for future, _ in self.pending.values():
+            future.release()
+        self.pending.clear()
+        self.later.clear()
+
+    def _fill(self, source: Iterator[Task]) -> None:
+        """Submit what is due again, then new tasks, until the window is full."""
+        size = max(self.limits.in_flight * self.threads, LEAST)
+        room = size - len(self.pending)
+        while room > 0 and self.later and self.later[0][0] <= time.monotonic():
+            self._submit(heapq.heappop(self.later)[1])
+            room -= 1
+        while room > 0 and not self.exhausted and len(self.later) < 2 * size:
+            task = next(source, None)
+            if task is None:
+                self.exhausted = True
+                return
+            self._submit(self._job(task))
+            room -= 1
+
+    def _submit(self, job: _Job) -> None:
+        limit = self.limits.time_limit and self.limits.time_limit * job.task.chips
+        key = f"{self.stage}-{job.task.name}-{self.run}" + (f"-{job.tries}" if job.tries else "")
+        job.tries += 1
+        future = self.client.submit(
+            _call_alone if job.alone else guarded, self.function, limit, *job.task.args, key=key, retries=0, pure=False
+        )
+        self.pending[key] = future, job
+        self._on_loop(self._await, key, future)
+
+    def _on_loop(self, function: Callable[..., Any], *args: Any) -> None:
+        assert self.client.loop is not None
+        self.client.loop.add_callback(function, *args)
+
+    async def _await(self, key: str, future: Future) -> None:
+        """Fetch a result on the client's event loop, so that a worker that does not answer holds up nobody."""
+        self.waits[key] = asyncio.current_task()  # type: ignore[assignment]
+        try:
+            outcome = await self.client.gather(future, asynchronous=True)
+        except (Exception, asyncio.CancelledError) as error:
+            self.arrived.put((key, None, error))
+        else:
+            self.arrived.put((key, outcome, None))
+        finally:
+            del self.waits[key]
+
+    def _judge(self, job: _Job, outcome: Outcome) -> list[tuple[Task, Any]]:
+        self.effort.peak_memory = max(self.effort.peak_memory, outcome.peak_memory)
+        self.effort.busy += outcome.seconds
+        if isinstance(outcome.value, Partial):
+            return self._judge_parts(job, outcome.value)
+        if not isinstance(outcome.value, Died):
+            return [(job.task, outcome.value)]
+        if self._split(job, alone=True):
+            return []
+        job.deaths += 1
+        if job.deaths < self.limits.deaths:
+            self._again(job, 0.0)
+            return []
+        reason = f"{outcome.value.reason}, {job.deaths} times on its own; nothing else was lost"
+        return [(job.task, Failure(reason, poison=True))]
+
+    def _judge_parts(self, job: _Job, partial: Partial) -> list[tuple[Task, Any]]:
+        parts = job.task.parts() if job.task.parts else [job.task]
+        found = [] if partial.value is None else [(job.task, partial.value)]
+        for place, error in partial.errors.items():
+            part = job if len(parts) == 1 else self._job(parts[place], job.alone)
+            found += self._fault(part, error)
+        return found
+
+    def _split(self, job: _Job, alone: bool) -> bool:
+        """Go on with the chips of a task one by one; whether there are several."""
+        parts = job.task.parts() if job.task.parts else []
+        if len(parts) < 2:
+            return False
+        for part in parts:
+            self._again(self._job(part, alone), 0.0)
+        return True
+
+    def _job(self, task: Task, alone: bool = False) -> _Job:
+        self.made += 1
+        return _Job(task, self.made, alone)
+
+    def _fault(self, job: _Job, error: BaseException) -> list[tuple[Task, Any]]:
+        """Try again, now or later, or give up."""
+        if isinstance(error, ConfigError):
+            raise error
+        fault, now = classify(error), time.monotonic()
+        job.failing_since = job.failing_since or now
+        if fault is Fault.LOST_WORKER:
+            self.effort.lost_workers += 1
+            job.losses += 1
+            job.alone = job.alone or job.losses >= self.limits.losses
+            again = job.losses < MOST_LOSSES
+        elif fault is Fault.LOST_SCHEDULER:
+            again = True
+        elif fault is Fault.OUTAGE:
+            again = now - job.failing_since < self.limits.patience
+        else:
+            again = job.errors < self.limits.retries
+        if not again:
+            return [] if self._split(job, alone=False) else [(job.task, Failure(describe(error)))]
+        pause = 0.0 if fault is Fault.LOST_WORKER else min(FIRST_PAUSE * 2.0**job.errors, LONGEST_PAUSE)
+        job.errors += fault is not Fault.LOST_WORKER
+        self._again(job, pause)
+        return []
+
+    def _again(self, job: _Job, pause: float) -> None:
+        self.effort.repeats += 1
+        heapq.heappush(self.later, (time.monotonic() + pause, job))
+
+    def _count(self, result: Any) -> None:
+        failed = isinstance(result, Failure) and not result.poison
+        self.failed_in_row = self.failed_in_row + 1 if failed else 0
+        if self.failed_in_row >= self.limits.failures_in_row:
+            raise TooManyFailures(
+                f"{self.failed_in_row} tasks failed one after the other, the last with: {result.reason}"
+            )
+
+    def _look(self) -> None:
+        """See now and then that there still is a cluster, and how large it is."""
+        now = time.monotonic()
+        if self.client.status in ("closing", "closed"):
+            raise ClusterLost("the scheduler is gone")
+        if self.threads:
+            self.manned = now
+        elif now - self.manned > self.limits.patience:
+            raise ClusterLost(
+                f"no worker has been there for {now - self.manned:.0f} s; start workers, then run it again"
+            )
+        if now - self.probed > self.limits.patience + PROBE:
+            raise ClusterLost(
+                f"the scheduler has not answered for {now - self.probed:.0f} s; run the same command again"
+            )
+        if not self.probing and now - self.probed > PROBE:
+            self.probing = True
+            self._on_loop(self._probe)
+
+    async def _probe(self) -> None:
+        try:
+            self.threads = sum((await self.client.scheduler.ncores()).values())  # type: ignore[union-attr]
+            self.probed = time.monotonic()
+        except Exception:  # of the connection; the client finds its scheduler again, or closes
+            await asyncio.sleep(PROBE)
+        finally:
+            self.probing = False
 
 
-def _window(client: Client) -> int:
-    threads = sum(client.nthreads().values())
-    return max(IN_FLIGHT * threads, 4)
-
-
-def _why(future: Any) -> str:
-    if future.status == "cancelled":
-        return "cancelled by the scheduler"
-    error = future.exception()
-    return f"{type(error).__name__}: {error}"
+def _call_alone(function: Callable[..., Any], time_limit: float | None, *args: Any) -> Outcome:
+    """On a worker: call a function in a process of its own."""
+    limit = get_worker().memory_manager.memory_limit
+    return guarded(run_alone, None, function, time_limit, limit, *args)

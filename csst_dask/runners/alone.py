@@ -1,0 +1,145 @@
+"""A task in a process of its own, under the worker: it can end nobody else, and what ends it is seen exactly."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import psutil
+
+from csst_dask.runners.guard import TIMED_OUT
+
+ORPHANED = 71
+"""Exit status of a process whose worker has died."""
+POLL = 0.1
+"""Seconds between looks at the process."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """The process of a task ended before the task did."""
+
+    reason: str
+
+
+def run_alone(function: Callable[..., Any], time_limit: float | None, memory_limit: int | None, *args: Any) -> Any:
+    """Call a function in a process of its own.
+
+    Parameters
+    ----------
+    function : callable
+    time_limit : float or None
+        s.
+    memory_limit : int or None
+        Of resident memory, byte.
+    *args
+        Of the function.
+
+    Returns
+    -------
+    object
+        What the function returned, or a `Died`.
+
+    Raises
+    ------
+    Exception
+        What the function raised.
+    """
+    payload = pickle.dumps((sys.path, cloudpickle.dumps((function, args))))
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "csst_dask.runners.alone", str(write)],
+        stdin=subprocess.PIPE, pass_fds=(write,), start_new_session=True,
+    )  # fmt: skip
+    os.close(write)
+    reply: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(read, reply), daemon=True)
+    reader.start()
+    try:
+        with suppress(BrokenPipeError):
+            stdin = process.stdin
+            stdin.write(len(payload).to_bytes(8, "little") + payload)  # type: ignore[union-attr]
+            stdin.flush()  # type: ignore[union-attr]
+        reason = _watch(process, time_limit, memory_limit)
+    finally:
+        process.kill()
+        process.wait()
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # type: ignore[union-attr]
+    reader.join()
+    if reason:
+        return Died(reason)
+    if not reply or not reply[0]:
+        return Died(_ended_by(process.returncode))
+    good, value = pickle.loads(reply[0])
+    if good:
+        return value
+    raise value
+
+
+def _read_all(descriptor: int, reply: list[bytes]) -> None:
+    with os.fdopen(descriptor, "rb") as pipe:
+        reply.append(pipe.read())
+
+
+def _watch(process: subprocess.Popen, time_limit: float | None, memory_limit: int | None) -> str:
+    """Wait for the process to end; why it had to be ended, if it had."""
+    start = time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLL)
+            return ""
+        if time_limit is not None and time.monotonic() - start > time_limit:
+            return f"took longer than {time_limit:g} s"
+        if memory_limit:
+            with suppress(psutil.Error):
+                if psutil.Process(process.pid).memory_info().rss > memory_limit:
+                    return f"needed more than the {memory_limit / 1e9:.2f} GB of its worker"
+
+
+def _ended_by(status: int) -> str:
+    if status == TIMED_OUT:
+        return "took longer than its time limit"
+    if status < 0:
+        return f"killed its process by {signal.Signals(-status).name}"
+    return f"ended its process with exit status {status}"
+
+
+def main() -> None:
+    """Read a call from standard input, and write what it gives into the pipe that was named."""
+    with os.fdopen(int(sys.argv[1]), "wb") as pipe:
+        stdin = sys.stdin.buffer
+        payload = stdin.read(int.from_bytes(stdin.read(8), "little"))
+        threading.Thread(target=_leave_with_worker, args=(stdin,), daemon=True).start()
+        sys.path[:], call = pickle.loads(payload)
+        function, args = pickle.loads(call)  # only now, since what it names is found on that path
+        try:
+            answer = (True, function(*args))
+        except Exception as error:
+            answer = (False, error)
+        try:
+            found = cloudpickle.dumps(answer)
+        except Exception:
+            found = cloudpickle.dumps((False, RuntimeError(repr(answer[1]))))
+        pipe.write(found)
+    os._exit(0)
+
+
+def _leave_with_worker(stdin: Any) -> None:
+    """The pipe closes when the worker dies, whatever it died of."""
+    stdin.read()
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    main()
