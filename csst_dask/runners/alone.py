@@ -21,6 +21,8 @@ from csst_dask.runners.guard import TIMED_OUT
 
 ORPHANED = 71
 """Exit status of a process whose worker has died."""
+START = 300.0
+"""Seconds in which a process begins; its time limit counts from there."""
 POLL = 0.1
 """Seconds between looks at the process."""
 
@@ -62,45 +64,57 @@ def run_alone(function: Callable[..., Any], time_limit: float | None, memory_lim
         stdin=subprocess.PIPE, pass_fds=(write,), start_new_session=True,
     )  # fmt: skip
     os.close(write)
-    reply: list[bytes] = []
-    reader = threading.Thread(target=_read_all, args=(read, reply), daemon=True)
-    reader.start()
+    reply = _Reply(read)
+    reply.start()
     try:
         with suppress(BrokenPipeError):
             stdin = process.stdin
             stdin.write(len(payload).to_bytes(8, "little") + payload)  # type: ignore[union-attr]
             stdin.flush()  # type: ignore[union-attr]
-        reason = _watch(process, time_limit, memory_limit)
+        reason = _watch(process, reply.began, time_limit, memory_limit)
     finally:
         process.kill()
         process.wait()
         with suppress(BrokenPipeError):
             process.stdin.close()  # type: ignore[union-attr]
-    reader.join()
+    reply.join()
     if reason:
         return Died(reason)
-    if not reply or not reply[0]:
+    if not reply.data:
         return Died(_ended_by(process.returncode))
-    good, value = pickle.loads(reply[0])
+    good, value = pickle.loads(reply.data)
     if good:
         return value
     raise value
 
 
-def _read_all(descriptor: int, reply: list[bytes]) -> None:
-    with os.fdopen(descriptor, "rb") as pipe:
-        reply.append(pipe.read())
+class _Reply(threading.Thread):
+    """Reads what the process says: a byte when it begins, then the answer."""
+
+    def __init__(self, descriptor: int):
+        super().__init__(daemon=True)
+        self.descriptor, self.began, self.data = descriptor, threading.Event(), b""
+
+    def run(self) -> None:
+        with os.fdopen(self.descriptor, "rb") as pipe:
+            if pipe.read(1):
+                self.began.set()
+            self.data = pipe.read()
 
 
-def _watch(process: subprocess.Popen, time_limit: float | None, memory_limit: int | None) -> str:
+def _watch(
+    process: subprocess.Popen, began: threading.Event, time_limit: float | None, memory_limit: int | None
+) -> str:
     """Wait for the process to end; why it had to be ended, if it had."""
-    start = time.monotonic()
+    start, allowed = time.monotonic(), START
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(POLL)
             return ""
-        if time_limit is not None and time.monotonic() - start > time_limit:
-            return f"took longer than {time_limit:g} s"
+        if began.is_set() and allowed == START:
+            start, allowed = time.monotonic(), time_limit or float("inf")
+        if time.monotonic() - start > allowed:
+            return f"took longer than {allowed:g} s"
         if memory_limit:
             with suppress(psutil.Error):
                 if psutil.Process(process.pid).memory_info().rss > memory_limit:
@@ -123,6 +137,8 @@ def main() -> None:
         threading.Thread(target=_leave_with_worker, args=(stdin,), daemon=True).start()
         sys.path[:], call = pickle.loads(payload)
         function, args = pickle.loads(call)  # only now, since what it names is found on that path
+        pipe.write(b"b")
+        pipe.flush()
         try:
             answer = (True, function(*args))
         except Exception as error:

@@ -20,12 +20,16 @@ ARRIVAL = 120.0
 
 # glibc gives memory back so eagerly by default that big buffers cost a page fault a page on every task
 _ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
-_SETTINGS = {
+SETTINGS = {
     **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _ENVIRONMENT.items()},
     "distributed.comm.timeouts.connect": "30s",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
+    # what a lost worker means for its tasks is decided by the client, which knows more
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.worker-ttl": "120s",
 }
+"""Dask's settings for a cluster of our own."""
 
 
 def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **settings: object) -> Client:
@@ -57,7 +61,7 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
         client = _join(config)
         why = "joined the scheduler that was named"
     else:
-        dask.config.set(_SETTINGS)
+        dask.config.set(SETTINGS)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = config.workers or cores
         cluster = LocalCluster(
@@ -68,6 +72,7 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
             preload=[__name__],
             silence_logs=40,
         )
+        cluster.adapt(minimum=workers, maximum=workers)  # a nanny that loses its worker too early gives up
         client = Client(cluster)
         _close_cluster_with(client, cluster)
         why = f"local cluster of {workers} worker process{'es' if workers > 1 else ''}, since no scheduler was named"

@@ -85,7 +85,11 @@ class _Job:
     tries: int = 0
     errors: int = 0
     losses: int = 0
+    """Workers that died."""
+    suspicion: int = 0
+    """Those that died while it ran in their own process, one after the other."""
     deaths: int = 0
+    """Processes of its own that died."""
     failing_since: float | None = None
 
     def __lt__(self, other: _Job) -> bool:
@@ -285,7 +289,9 @@ class _Window:
         if fault is Fault.LOST_WORKER:
             self.effort.lost_workers += 1
             job.losses += 1
-            job.alone = job.alone or job.losses >= self.limits.losses
+            # one that loses its worker though it runs in a process of its own is not to blame
+            job.suspicion = 0 if job.alone else job.suspicion + 1
+            job.alone = job.suspicion >= self.limits.losses
             again = job.losses < MOST_LOSSES
         elif fault is Fault.LOST_SCHEDULER:
             again = True

@@ -1,0 +1,368 @@
+"""The executor: every task comes back once, whatever happens to workers, and nothing waits for ever."""
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+
+from csst_dask.config import ExecutionConfig
+from csst_dask.errors import ConfigError
+from csst_dask.runners import stopping
+from csst_dask.runners.alone import Died, run_alone
+from csst_dask.runners.cluster import SETTINGS, connect
+from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
+from csst_dask.runners.window import Effort, Partial, Task, run_tasks
+
+pytestmark = pytest.mark.processes
+
+QUICK = ExecutionConfig(time_limit=60, patience=60, deaths=2)
+
+
+@pytest.fixture(scope="module")
+def own():
+    client = connect(workers=2, quiet=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def mine(own):
+    own.wait_for_workers(2, timeout=60)
+    return own
+
+
+def double(x):
+    return 2 * x
+
+
+def slow_double(x):
+    time.sleep(0.1)
+    return 2 * x
+
+
+def misbehave(x, how, folder):
+    """Double a number, unless it is 13."""
+    if x == 13:
+        tries = Path(folder) / "tries"
+        with tries.open("a") as file:
+            file.write("x")
+        count = tries.stat().st_size
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            ctypes.PyDLL(None).sleep(1000)  # holds the interpreter lock
+        if how == "raise twice" and count <= 2:
+            raise ValueError("chance")
+        if how == "raise":
+            raise ValueError("always")
+        if how == "outage" and count <= 3:
+            raise ConnectionError("500 Internal Server Error")
+        if how == "configuration":
+            raise ConfigError("these weights are others")
+    return 2 * x
+
+
+def results(client, function, tasks, limits=QUICK, effort=None):
+    found = {}
+    for task, result in run_tasks(client, "test", function, tasks, limits, effort):
+        assert task.key not in found, "a task came back twice"
+        found[task.key] = result
+    return found
+
+
+def numbers(n, *args):
+    return (Task(f"{k}", (k, *args), k) for k in range(n))
+
+
+def test_each_task_comes_back_once_and_few_are_in_flight(mine):
+    taken, given, widest, known = 0, 0, 0, 0
+
+    def source():
+        nonlocal taken
+        for task in numbers(1500):
+            taken += 1
+            yield task
+
+    for task, result in run_tasks(mine, "test", double, source(), QUICK):
+        given += 1
+        widest, known = max(widest, taken - given), max(known, len(mine.futures))
+        assert result == 2 * task.key
+    assert given == taken == 1500
+    assert widest <= QUICK.in_flight * 2
+    assert known <= 2 * QUICK.in_flight * 2  # released futures go a moment later
+    deadline = time.monotonic() + 10
+    while mine.futures:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["raise twice", "outage"])
+def test_what_passes_is_tried_again(mine, tmp_path, how):
+    limits = ExecutionConfig(retries=2 if how == "raise twice" else 0, patience=60)
+    effort = Effort()
+    found = results(mine, misbehave, numbers(20, how, str(tmp_path)), limits, effort)
+    assert found == {k: 2 * k for k in range(20)}
+    assert effort.repeats == (2 if how == "raise twice" else 3)
+
+
+def test_what_does_not_pass_fails_alone(mine, tmp_path):
+    found = results(mine, misbehave, numbers(20, "raise", str(tmp_path)))
+    bad = found.pop(13)
+    assert isinstance(bad, Failure)
+    assert not bad.poison
+    assert "always" in bad.reason
+    assert found == {k: 2 * k for k in range(20) if k != 13}
+    assert (tmp_path / "tries").stat().st_size == 1 + QUICK.retries
+
+
+@pytest.mark.parametrize(("how", "words"), [("kill", "SIGKILL"), ("hang", "took longer")])
+def test_what_ends_its_worker_is_rejected_and_its_neighbours_finish(mine, tmp_path, how, words):
+    limits = QUICK.model_copy(update={"time_limit": 3.0} if how == "hang" else {})
+    found = results(mine, misbehave, numbers(40, how, str(tmp_path)), limits)
+    bad = found.pop(13)
+    assert isinstance(bad, Failure)
+    assert bad.poison
+    assert words in bad.reason
+    assert found == {k: 2 * k for k in range(40) if k != 13}
+    assert (tmp_path / "tries").stat().st_size == QUICK.losses + QUICK.deaths
+
+
+def misbehave_all(xs, how, folder):
+    return [misbehave(x, how, folder) for x in xs]
+
+
+def raise_partly(xs, how, folder):
+    good = [2 * x for x in xs if x != 13]
+    return Partial(good or None, {xs.index(13): ValueError("always")}) if 13 in xs else good
+
+
+def blocks(n, size, *args):
+    def task(xs):
+        return Task(f"block-{xs[0]}-{len(xs)}", (xs, *args), tuple(xs), len(xs), lambda: [task([x]) for x in xs])
+
+    return (task(list(range(k, k + size))) for k in range(0, n, size))
+
+
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_the_one_bad_chip_of_a_block_is_found(mine, tmp_path, how):
+    found = results(mine, misbehave_all, blocks(24, 4, how, str(tmp_path)))
+    bad = found.pop((13,))
+    assert bad.poison == (how == "kill")
+    assert sorted(x for xs in found for x in xs) == [k for k in range(24) if k != 13]
+    assert all(result == [2 * x for x in xs] for xs, result in found.items())
+
+
+def test_a_block_that_is_partly_done_goes_on_with_the_rest(mine, tmp_path):
+    found = results(mine, raise_partly, blocks(24, 4, "", str(tmp_path)))
+    assert isinstance(found.pop((13,)), Failure)
+    assert sorted(x for result in found.values() for x in result) == [2 * k for k in range(24) if k != 13]
+
+
+def test_twenty_killed_workers_lose_nothing(mine):
+    stop, killed = threading.Event(), 0
+
+    def kill():
+        nonlocal killed
+        rng = random.Random(1)
+        while not stop.is_set():
+            time.sleep(rng.uniform(0.1, 1.0))
+            there = set(mine.cluster.scheduler.workers)
+            pids = [nanny.pid for nanny in mine.cluster.workers.values() if nanny.worker_address in there and nanny.pid]
+            if pids:
+                try:
+                    os.kill(rng.choice(pids), signal.SIGKILL)
+                    killed += 1
+                except ProcessLookupError:
+                    pass
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found = Counter()
+    try:
+        k = 0
+
+        def source():
+            nonlocal k
+            while killed < 20:
+                k += 1
+                yield Task(f"{k}", (k,), k)
+
+        for task, result in run_tasks(mine, "test", slow_double, source(), QUICK):
+            assert result == 2 * task.key
+            found[task.key] += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert killed >= 20
+    assert found == Counter(range(1, k + 1))
+
+
+def test_one_fault_of_all_tasks_ends_the_run(mine, tmp_path):
+    limits = ExecutionConfig(retries=0, failures_in_row=7)
+    tasks = (Task(f"{k}", (13, "raise", str(tmp_path)), k) for k in range(1000))
+    given = 0
+    with pytest.raises(TooManyFailures, match="always"):  # noqa: PT012
+        for _ in run_tasks(mine, "test", misbehave, tasks, limits):
+            given += 1
+    assert given == 7
+
+
+def test_a_wrong_configuration_ends_the_run(mine, tmp_path):
+    with pytest.raises(ConfigError, match="these weights are others"):
+        results(mine, misbehave, numbers(20, "configuration", str(tmp_path)))
+
+
+def test_a_request_to_stop_lets_running_tasks_end(mine):
+    found = {}
+
+    def ask():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with stopping.stopping(0), pytest.raises(stopping.Stopped, match="SIGTERM"):  # noqa: PT012
+        for task, result in run_tasks(mine, "test", slow_double, numbers(10_000), QUICK):
+            found[task.key] = result
+            if len(found) == 10:
+                ask()
+    assert 10 <= len(found) <= 10 + QUICK.in_flight * 2
+    assert not stopping.stop_requested()
+
+
+def test_the_walltime_is_a_request_to_stop(monkeypatch):
+    monkeypatch.setenv(stopping.WALLTIME, str(int(time.time()) + 60))
+    with stopping.stopping(margin=60):
+        deadline = time.monotonic() + 10
+        while not stopping.stop_requested():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert "walltime" in stopping.stop_requested()
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A scheduler process of its own, and how to start a worker of it."""
+    file = tmp_path / "scheduler.json"
+    words = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s",
+    }
+    process = subprocess.Popen(
+        [*words, "--scheduler-file", str(file), "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    started = [process]
+
+    def worker():
+        started.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "distributed.cli.dask_worker",
+                    "--scheduler-file",
+                    str(file),
+                    "--nthreads",
+                    "1",
+                    "--no-dashboard",
+                    "--local-directory",
+                    str(tmp_path),
+                ],
+                env=environment,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+
+    deadline = time.monotonic() + 60
+    while not file.exists() or not file.stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield process, file, worker
+    for one in reversed(started):
+        one.kill()
+        one.wait()
+
+
+def test_a_cluster_without_workers_is_not_waited_for_for_ever(scheduler):
+    _, file, _ = scheduler
+    with Client(scheduler_file=str(file)) as client, pytest.raises(ClusterLost, match="no worker"):
+        results(client, double, numbers(5), ExecutionConfig(patience=3))
+
+
+def test_a_killed_scheduler_ends_the_run(scheduler):
+    process, file, worker = scheduler
+    worker()
+    found = 0
+    with Client(scheduler_file=str(file), timeout=5) as client, pytest.raises(ClusterLost, match="gone"):  # noqa: PT012
+        for _ in run_tasks(client, "test", slow_double, numbers(10_000), QUICK):
+            found += 1
+            if found == 5:
+                process.kill()
+    assert found >= 5
+
+
+def test_a_worker_that_hangs_is_replaced(scheduler):
+    _, file, worker = scheduler
+    worker()
+    with Client(scheduler_file=str(file)) as client:
+        client.wait_for_workers(1, timeout=60)
+        found, frozen = {}, None
+        for task, result in run_tasks(client, "test", slow_double, numbers(30), QUICK):
+            found[task.key] = result
+            if len(found) == 5:
+                (frozen,) = client.run(os.getpid).values()
+                os.kill(frozen, signal.SIGSTOP)
+    assert found == {k: 2 * k for k in range(30)}
+    assert not Path(f"/proc/{frozen}").exists()
+
+
+def hog(size):
+    block = bytearray(size)
+    for k in range(0, size, 4096):
+        block[k] = 1
+    time.sleep(30)
+
+
+def leave(status):
+    os._exit(status)
+
+
+def test_a_task_on_its_own_tells_what_ended_it():
+    assert run_alone(double, None, None, 4) == 8
+    with pytest.raises(ZeroDivisionError):
+        run_alone(divmod, None, None, 1, 0)
+    assert run_alone(leave, None, None, 5) == Died("ended its process with exit status 5")
+    assert "took longer than 1 s" in run_alone(time.sleep, 1.0, None, 60).reason
+    assert "needed more than the 0.30 GB" in run_alone(hog, 30.0, 300_000_000, 400_000_000).reason
+
+
+def test_a_task_that_needs_too_much_memory_is_rejected(tmp_path):
+    import dask
+
+    with dask.config.set(SETTINGS | {"distributed.worker.memory.terminate": 0.9}), LocalCluster(
+        n_workers=1, threads_per_worker=1, memory_limit="600MB", host="127.0.0.1", dashboard_address=":0",
+        silence_logs=50,
+    ) as small, Client(small) as client:  # fmt: skip
+        tasks = [Task("fine", (10_000_000,), "fine"), Task("hog", (900_000_000,), "hog")]
+        found = results(client, touch, tasks)
+    assert found["fine"] == 10_000_000
+    assert found["hog"].poison
+    assert "needed more than the 0.60 GB" in found["hog"].reason
+
+
+def touch(size):
+    block = bytearray(size)
+    for k in range(0, size, 4096):
+        block[k] = 1
+    if size > 100_000_000:
+        time.sleep(30)  # the memory is looked at now and then
+    return len(block)
