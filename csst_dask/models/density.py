@@ -241,7 +241,8 @@ def _principal(bins: Tensor, number: int) -> Tensor:
     if not bins.shape[1]:
         return bins.new_zeros(0, 0)
     apart = bins - bins.mean(0)
-    values, axes = torch.linalg.eigh(apart.T @ apart / len(apart))
+    # numpy: torch's eigh fails to converge with some thread counts where chips are fewer than bins
+    values, axes = map(torch.from_numpy, np.linalg.eigh((apart.T @ apart / len(apart)).numpy()))
     scatter = values.flip(0)[:number].clamp_min(1e-12).sqrt()
     return axes.flip(1)[:, :number] / (scatter * scatter[0]).sqrt()
 
