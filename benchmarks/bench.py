@@ -4,7 +4,7 @@ Wall times on a shared machine move by factors; ratios of variants that take tur
 therefore runs round by round, and a ratio is the median over rounds of the ratio within a round. The unit is one
 thread summing the same 9232 x 9216 float32 image. Prints a table; a missed target is no error.
 
-Run as ``python benchmarks/bench.py [--rounds 9] [--quick]``. Files take 0.9 GB of the temporary folder (TMPDIR).
+Run as ``python benchmarks/bench.py [--rounds 9] [--quick] [--context]``. Files take 0.9 GB of the temporary folder (TMPDIR).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from rich.table import Table
 from csst_dask.config import MaskConfig
 from csst_dask.instrument.flags import mask_table
 from csst_dask.preprocess import reduce_image, standardised
+from csst_dask.preprocess.context import make_context
+from csst_dask.preprocess.scaling import SCALARS
 from csst_dask.schema import ChipFiles
 from csst_dask.simulation.exposure import Chip, Exposure
 from csst_dask.simulation.product import write_chip
@@ -222,6 +224,22 @@ def _simulate(renderer: Renderer, exposure: Exposure, detector: int) -> tuple[fl
     return seconds, parts, len(chip.scene.stars)
 
 
+def context_rows(renderer: Renderer, image: NDArray[np.float32], rounds: int) -> list[Row]:
+    """Statistics and histograms of the reduced maps, which the default networks see: wall time of one thread a chip."""
+
+    def context(stars: float) -> Callable[[], object]:
+        chip = renderer.render(plan(stars, G_BAND, galaxies=True), G_BAND)
+        reduced = reduce_image(chip.image, mask_table(MaskConfig().flag_bits)[chip.flags])
+        maps, scalars = reduced.maps[None].astype(np.float32), {name: [getattr(reduced, name)] for name in SCALARS}
+        return lambda: make_context("context", maps, scalars, ["g"])
+
+    variants: Variants = {f"{stars:g} stars": context(stars) for stars in (0, 300, 3e4, 2e5)}
+    seconds = interleave({"sum": lambda: total(image.ravel()), **variants}, rounds)
+    each = [ratio_row(f"context of a chip, {name} and galaxies", seconds[name], seconds["sum"]) for name in variants]
+    mean = np.mean([seconds[name] for name in variants], axis=0)
+    return [*each, ratio_row("context of a chip, mean of these", mean, seconds["sum"])]
+
+
 def machine() -> str:
     """Processor, cores and load."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -251,11 +269,14 @@ def shared_chip(renderer: Renderer) -> tuple[Chip, NDArray[np.uint8]]:
     return chip, mask_table(MaskConfig().flag_bits)[chip.flags]
 
 
-def measure(rounds: int, quick: bool) -> list[list[Row]]:
-    """All groups of the table."""
+def measure(rounds: int, quick: bool, only_context: bool = False) -> list[list[Row]]:
+    """All groups of the table, or the one about the context."""
     renderer = Renderer()
     renderer.render(plan(10, G_BAND), G_BAND)
     chip, mask = shared_chip(renderer)
+    context = context_rows(renderer, chip.image, rounds)
+    if only_context:
+        return [context]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ThreadPoolExecutor(2) as pool:
         files = write_chip(chip, Path(folder))
         groups = [
@@ -264,7 +285,7 @@ def measure(rounds: int, quick: bool) -> list[list[Row]]:
             naive_rows(chip.image, files.image, 1 if quick else 3),
             peak_rows(files.image),
         ]
-    return [*groups, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
+    return [*groups, context, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
 
 
 def main() -> None:
@@ -272,11 +293,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed, memory and accuracy of the reduction")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of every comparison")
     parser.add_argument("--quick", action="store_true", help="3 rounds, smaller error cases, one band to simulate")
+    parser.add_argument("--context", action="store_true", help="only the context of the networks")
     options = parser.parse_args()
     console = Console(width=None if os.isatty(1) else 120)
     console.print(f"before: {machine()}")
     start = time.perf_counter()
-    console.print(table_of(measure(3 if options.quick else max(options.rounds, 1), options.quick)))
+    rounds = 3 if options.quick else max(options.rounds, 1)
+    console.print(table_of(measure(rounds, options.quick, options.context)))
     console.print(f"after:  {machine()}; {time.perf_counter() - start:.0f} s")
 
 
