@@ -122,6 +122,14 @@ def test_neighbours_that_are_alike_show_in_the_autocorrelation():
     assert named(maps)["mean_lag_1"] > 0.8
 
 
+def assert_as_plain(maps, scalars):
+    """Equal in float32; what compares a map's values with each other shows their rounding more."""
+    found, expected = map_statistics(maps, scalars), plain_statistics(maps, scalars)
+    relative = np.array([name.rpartition("_")[2] in ("skewness", "kurtosis") or "_lag_" in name for name in STATISTICS])
+    np.testing.assert_allclose(found[:, ~relative], expected[:, ~relative], rtol=2e-7, atol=2e-7)
+    np.testing.assert_allclose(found[:, relative], expected[:, relative], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("n_star", "light"), [(0, 0.0), (5, 3.0), (30, 200.0), (31, 9000.0)])
 @pytest.mark.parametrize("holes", [0.0, 0.3, 0.98, 1.0])
 def test_statistics_equal_those_of_plain_numpy(n_star, light, holes):
@@ -133,7 +141,7 @@ def test_statistics_equal_those_of_plain_numpy(n_star, light, holes):
     maps[:, :4, hole], maps[:, VALID, hole] = np.nan, 0
     maps[1, MAX, 5, 5] = np.inf
     scalars = sky_scalars(3, sky_sigma=[SIGMA, np.nan, 0.0])
-    np.testing.assert_allclose(map_statistics(maps, scalars), plain_statistics(maps, scalars), rtol=2e-7, atol=2e-7)
+    assert_as_plain(maps, scalars)
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,7 +151,7 @@ def test_statistics_equal_those_of_plain_numpy(n_star, light, holes):
 )
 def test_ties_and_gaps_equal_those_of_plain_numpy(maps, sigma):
     scalars = sky_scalars(1, sky_sigma=[sigma])
-    np.testing.assert_allclose(map_statistics(maps, scalars), plain_statistics(maps, scalars), rtol=2e-7, atol=2e-7)
+    assert_as_plain(maps, scalars)
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 0.0, 1.0, 3e38, -3e38])

@@ -9,7 +9,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.preprocess.scaling import SOFTENING, compressed
+from csst_dask.preprocess.block_kernels import log
+from csst_dask.preprocess.scaling import SOFTENING
 from csst_dask.schema import CHANNELS
 
 MAPS = ("mean", "max", "std")
@@ -17,6 +18,8 @@ MAPS = ("mean", "max", "std")
 
 LARGEST = np.float32(np.finfo(np.float32).max * SOFTENING / 2)
 """Beyond this, in sky sigmas, a compressed value is not finite."""
+
+LOG10_E = 0.4342944819032518
 
 _ABOVE, _VALID, _SCATTER, _PEAK = (CHANNELS.index(name) for name in ("mean", "valid", "std", "max"))
 
@@ -28,7 +31,7 @@ class Blocks:
     scaled: NDArray[np.float32]
     """(3, iy, ix) `MAPS` in sky sigmas, mean and maximum above the sky (`scaling.in_sigmas`)."""
     compressed: NDArray[np.float32]
-    """(3, iy, ix) the same on scales of order 1 (`scaling.compressed`)."""
+    """(3, iy, ix) the same on scales of order 1: what `scaling.compressed` gives, but for rounding."""
     valid: NDArray[np.float32]
     """(iy, ix) valid fraction."""
     seen: NDArray[np.bool_]
@@ -59,7 +62,9 @@ def scaled_blocks(
     reduced = np.ascontiguousarray(reduced, np.float32)
     for maps, level, unit in zip(reduced, sky.ravel(), sigma.ravel(), strict=True):
         count = _scale(maps[_ABOVE], maps[_PEAK], maps[_SCATTER], maps[_VALID], level, unit, scaled, seen)
-        compressed(scaled[0], scaled[1], scaled[2], out=(small[0], small[1], small[2]))
+        _asinh(scaled[0], np.float32(SOFTENING), small[0])
+        _asinh(scaled[1], np.float32(3), small[1])
+        _log10(scaled[2], small[2])
         yield Blocks(scaled, small, maps[_VALID], seen, count)
 
 
@@ -76,3 +81,21 @@ def _scale(mean, peak, scatter, valid, sky, sigma, out, seen):
             out[0, y, x], out[1, y, x], out[2, y, x], seen[y, x] = a, p, s, good
             count += good
     return count
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _asinh(values, softening, out):
+    """Fill ``out`` with asinh(values / softening) / 3."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            z = np.float64(values[y, x] / softening)
+            size = log(abs(z) + np.sqrt(z * z + 1)) / 3
+            out[y, x] = size if z > 0 else -size
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _log10(values, out):
+    """Fill ``out`` with log10 of values, which are at least 1e-3."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            out[y, x] = log(np.float64(max(values[y, x], np.float32(1e-3)))) * LOG10_E

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.preprocess import block_kernels as kernels
 from csst_dask.preprocess.blocks import MAPS, Blocks, scaled_blocks
-from csst_dask.preprocess.scaling import checked_maps, robust_scale, scalar_planes
+from csst_dask.preprocess.scaling import SOFTENING, checked_maps, compressed, robust_scale, scalar_planes
 from csst_dask.preprocess.statistics import BLOCKS
 
 EDGES = {
@@ -92,10 +93,21 @@ def block_histograms(blocks: Blocks) -> NDArray[np.float64]:
         As `map_histograms` gives them.
     """
     bins = {}
-    for name, values in zip(MAPS, blocks.compressed, strict=True):
+    for name, values, limits in zip(MAPS, blocks.scaled, _limits(), strict=True):
         bins[name] = np.empty(values.shape, np.uint8)
-        kernels.bin_of(values.ravel(), np.array(EDGES[name], np.float32), bins[name].ravel())
+        kernels.bin_of(values.ravel(), limits, bins[name].ravel())
     counts = np.zeros((len(PAIRS), BINS, BINS), np.int64)
     for (one, other), out in zip(PAIRS, counts, strict=True):
         kernels.joint_counts(bins[one], bins[other], blocks.seen, out)
     return np.sqrt(counts.ravel() * (BLOCKS / max(blocks.count, 1)) + ANSCOMBE)
+
+
+@cache
+def _limits() -> NDArray[np.float32]:
+    """(3, bins - 1) largest values of each of `MAPS`, in sky sigmas, that are not above an edge once compressed."""
+    edges = np.array([EDGES[name] for name in MAPS])
+    guess = np.stack([SOFTENING * np.sinh(3 * edges[0]), 3 * np.sinh(3 * edges[1]), 10.0 ** edges[2]])
+    bits = guess.astype(np.float32).view(np.int32)[..., None] + np.arange(-64, 65, dtype=np.int32)
+    near: NDArray[np.float32] = np.sort(bits.view(np.float32))
+    beyond = np.stack(compressed(*near)) > edges.astype(np.float32)[..., None]
+    return np.take_along_axis(near, beyond.argmax(axis=2)[..., None] - 1, axis=2)[..., 0]

@@ -122,32 +122,24 @@ def in_sigmas(
 
 
 def compressed(
-    above: NDArray[np.float32],
-    peak: NDArray[np.float32],
-    scatter: NDArray[np.float32],
-    out: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None = None,
+    above: NDArray[np.float32], peak: NDArray[np.float32], scatter: NDArray[np.float32]
 ) -> tuple[NDArray, NDArray, NDArray]:
     """The maps of `in_sigmas` on scales of order 1.
 
     Parameters
     ----------
     above, peak, scatter : float32 arrays
-    out : tuple of float32 arrays, optional
-        Receive the results.
 
     Returns
     -------
     above, peak, scatter : float32 arrays
         asinh(above / `SOFTENING`) / 3, asinh(peak / 3) / 3 and log10(scatter), the last at least -3.
     """
-    first, second, third = out or (np.empty_like(above), np.empty_like(peak), np.empty_like(scatter))
-    for values, softening, found in ((above, np.float32(SOFTENING), first), (peak, np.float32(3), second)):
-        np.divide(values, softening, out=found)
-        np.arcsinh(found, out=found)
-        np.divide(found, np.float32(3), out=found)
-    np.maximum(scatter, np.float32(1e-3), out=third)
-    np.log10(third, out=third)
-    return first, second, third
+    return (
+        np.arcsinh(above / np.float32(SOFTENING)) / 3,
+        np.arcsinh(peak / 3) / 3,
+        np.log10(np.maximum(scatter, np.float32(1e-3))),
+    )
 
 
 def log_spread(planes: Mapping[str, NDArray[np.float64]], sigma: NDArray[np.float64]) -> NDArray[np.float64]:

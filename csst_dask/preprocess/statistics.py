@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from csst_dask.preprocess.scaling import (
     TYPICAL_LOG_SIGMA,
     bounded,
     checked_maps,
+    compressed,
     log_spread,
     robust_scale,
     scalar_planes,
@@ -137,8 +138,9 @@ def block_statistics(blocks: Blocks, sigma: float, spread: float) -> NDArray[np.
 def _of_seen(blocks: Blocks) -> list[float]:
     """All but the last three."""
     seen, values = blocks.seen, list[float]()
-    for one in blocks.compressed:
-        values += _quantiles(np.sort(one[seen]), LEVELS)
+    places = np.array(LEVELS) * (blocks.count - 1)
+    for ordered in compressed(*(_around(np.sort(one[seen]), places) for one in blocks.scaled)):
+        values += _between(ordered, places)
     moments = [kernels.moments(one, seen) for one in blocks.compressed]
     for found in moments:
         values += _moments(found)
@@ -162,14 +164,16 @@ def _limits(values: tuple[float, ...]) -> NDArray[np.float32]:
     return np.array(values, np.float32)
 
 
-def _quantiles(ordered: NDArray, levels: tuple[float, ...], scale: Callable = np.asarray) -> list[float]:
-    """Linear between order statistics, on a monotonic scale; 0 of nothing."""
-    if not len(ordered):
-        return [0.0] * len(levels)
-    place = np.array(levels) * (len(ordered) - 1)
-    low = place.astype(int)
-    below, above = scale(ordered[[low, np.minimum(low + 1, len(ordered) - 1)]].astype(np.float64))
-    return list(below + (place - low) * (above - below))
+def _around(ordered: NDArray, places: NDArray[np.float64]) -> NDArray:
+    """The order statistics below and above fractional places, (2, k)."""
+    low = places.astype(int)
+    return ordered[[low, np.minimum(low + 1, len(ordered) - 1)]]
+
+
+def _between(around: NDArray, places: NDArray[np.float64]) -> list[float]:
+    """Quantiles: linear between order statistics."""
+    below, above = around.astype(np.float64)
+    return list(below + (places - places.astype(int)) * (above - below))
 
 
 def _moments(found: tuple[float, float, float, float]) -> list[float]:
@@ -194,5 +198,7 @@ def _concentration(blocks: Blocks, summits: NDArray[np.bool_]) -> list[float]:
     values: list[float] = []
     for level in range(len(SOURCES)):
         for share in shares:
-            values += _quantiles(kernels.of_level(share, TAG, level), SHARES, np.log10)
+            some = kernels.of_level(share, TAG, level)
+            places = np.array(SHARES) * (len(some) - 1)
+            values += _between(np.log10(_around(some, places)), places) if len(some) else [0.0] * len(SHARES)
     return values + [_log_count(count) / 2 for count in compact.ravel()]
