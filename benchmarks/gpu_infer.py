@@ -117,7 +117,7 @@ def reduction(reducer: FrameReducer, frames: list[Frame], parts: tuple, images: 
                 reducer.reduce(*reducer.decode(frame))
                 waiting.extend((frame, pool.submit(frame.fill, rows_of(parts))) for _ in [None][: next(left, -1) >= 0])
 
-    def alone() -> None:
+    def alone() -> None:  # every second time of pixels in the wrong byte order, which takes as long
         reducer.reduce(*reducer.decode(frames[0]))
 
     whole = seconds(stream, device, repeats) / images
