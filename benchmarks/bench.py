@@ -4,7 +4,8 @@ Wall times on a shared machine move by factors; ratios of variants that take tur
 therefore runs round by round, and a ratio is the median over rounds of the ratio within a round. The unit is one
 thread summing the same 9232 x 9216 float32 image. Prints a table; a missed target is no error.
 
-Run as ``python benchmarks/bench.py [--rounds 9] [--quick]``. Files take 0.9 GB of the temporary folder (TMPDIR).
+Run as ``python benchmarks/bench.py [--rounds 9] [--quick] [--context]``. Files take 0.9 GB of the temporary folder
+(TMPDIR).
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from csst_dask.config import MaskConfig
+from csst_dask.inference.batching import CPU_BATCH
 from csst_dask.instrument.flags import mask_table
 from csst_dask.preprocess import reduce_image, standardised
+from csst_dask.preprocess.context import make_context
+from csst_dask.preprocess.scaling import SCALARS
 from csst_dask.schema import ChipFiles
 from csst_dask.simulation.exposure import Chip, Exposure
 from csst_dask.simulation.product import write_chip
@@ -38,6 +42,7 @@ from csst_dask.simulation.renderer import Renderer
 G_BAND, I_BAND = 8, 7
 STARS = 30_000
 BUFFER = 1 << 20
+CONTEXT_STARS = (0, 300, 3e4, 2e5)
 FULL_WELL = 600.0
 """Of the saturated test case, e-/s."""
 
@@ -222,6 +227,26 @@ def _simulate(renderer: Renderer, exposure: Exposure, detector: int) -> tuple[fl
     return seconds, parts, len(chip.scene.stars)
 
 
+def context_rows(renderer: Renderer, rounds: int) -> list[Row]:
+    """Statistics and histograms that the default networks see: CPU time of a chip in a batch as predict has it."""
+    table = mask_table(MaskConfig().flag_bits)
+    maps, scalars = [], []
+    for stars in CONTEXT_STARS:
+        chip = renderer.render(plan(stars, G_BAND, galaxies=True), G_BAND)
+        reduced = reduce_image(chip.image, table[chip.flags])
+        maps.append(reduced.maps.astype(np.float32))
+        scalars.append([getattr(reduced, name) for name in SCALARS])
+    times = CPU_BATCH // len(maps)
+    block, known = np.tile(maps, (times, 1, 1, 1)), dict(zip(SCALARS, np.tile(scalars, (times, 1)).T, strict=True))
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.thread_time()
+        make_context("context", block, known, ["g"] * len(block))
+        seconds.append((time.thread_time() - start) / len(block))
+    what = f"context of a chip with {', '.join(f'{stars:g}' for stars in CONTEXT_STARS)} stars, mean"
+    return [Row(what, f"{min(seconds[1:]) * 1e3:.1f} ms CPU")]
+
+
 def machine() -> str:
     """Processor, cores and load."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -251,10 +276,13 @@ def shared_chip(renderer: Renderer) -> tuple[Chip, NDArray[np.uint8]]:
     return chip, mask_table(MaskConfig().flag_bits)[chip.flags]
 
 
-def measure(rounds: int, quick: bool) -> list[list[Row]]:
-    """All groups of the table."""
+def measure(rounds: int, quick: bool, only_context: bool = False) -> list[list[Row]]:
+    """All groups of the table, or the one about the context."""
     renderer = Renderer()
     renderer.render(plan(10, G_BAND), G_BAND)
+    context = context_rows(renderer, rounds)
+    if only_context:
+        return [context]
     chip, mask = shared_chip(renderer)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ThreadPoolExecutor(2) as pool:
         files = write_chip(chip, Path(folder))
@@ -264,7 +292,7 @@ def measure(rounds: int, quick: bool) -> list[list[Row]]:
             naive_rows(chip.image, files.image, 1 if quick else 3),
             peak_rows(files.image),
         ]
-    return [*groups, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
+    return [*groups, context, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
 
 
 def main() -> None:
@@ -272,11 +300,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed, memory and accuracy of the reduction")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of every comparison")
     parser.add_argument("--quick", action="store_true", help="3 rounds, smaller error cases, one band to simulate")
+    parser.add_argument("--context", action="store_true", help="only the context of the networks")
     options = parser.parse_args()
     console = Console(width=None if os.isatty(1) else 120)
     console.print(f"before: {machine()}")
     start = time.perf_counter()
-    console.print(table_of(measure(3 if options.quick else max(options.rounds, 1), options.quick)))
+    rounds = 3 if options.quick else max(options.rounds, 1)
+    console.print(table_of(measure(rounds, options.quick, options.context)))
     console.print(f"after:  {machine()}; {time.perf_counter() - start:.0f} s")
 
 

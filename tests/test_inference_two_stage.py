@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from csst_dask.errors import ConfigError
-from csst_dask.inference import load_two_stage, predict_batch
+from csst_dask.inference import Predictor, load_two_stage, predict_batch
+from csst_dask.inference.batching import CPU_BATCH, MAX_BATCH, batch_that_fits
+from csst_dask.inference.device import choose_device, choose_precision, is_fatal, is_out_of_memory
 from csst_dask.models import build_classifier, build_regressor, residual_quantiles, save_weights
 from csst_dask.models.regressor import set_output_level
 
@@ -109,3 +111,79 @@ def test_weights_that_do_not_fit_are_refused(folder, tmp_path):
         load_two_stage(tmp_path)
     with pytest.raises(ValueError, match="at least 1"):
         predict_batch(load_two_stage(folder), *chips(), batch=0)
+
+
+def short_of_memory(models, most):
+    """Let the classifier fail with more chips than this at a time; the sizes that it was asked for."""
+    asked = []
+
+    def refuse(module, inputs):
+        asked.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    models.classifier.module.register_forward_pre_hook(refuse)
+    return asked
+
+
+def test_a_batch_is_halved_for_good_when_memory_runs_out(folder, models):
+    expected, other = predict_batch(models, *chips(), batch=8), load_two_stage(folder)
+    asked, predictor = short_of_memory(other, 2), Predictor(other, batch=8)
+    found = predictor.predict(*chips())
+    assert asked == [8, 4, 2, 2, 2, 2]
+    assert predictor.batch == 2
+    predictor.predict(*chips(2))
+    assert asked[6:] == [2]
+    for name in ("class_probability", "log_bright"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+    np.testing.assert_array_equal(found["density_class"], expected["density_class"])
+
+
+def test_no_memory_for_one_chip_and_other_errors_are_told(folder):
+    models = load_two_stage(folder)
+    short_of_memory(models, 0)
+    with pytest.raises(MemoryError, match=r"one chip.*inference\.device"):
+        Predictor(models, batch=4).predict(*chips())
+    models = load_two_stage(folder)
+    models.classifier.module.conv1 = torch.nn.Conv2d(9, 64, 7)
+    predictor = Predictor(models, batch=4)
+    with pytest.raises(RuntimeError, match="channels"):
+        predictor.predict(*chips())
+    assert predictor.batch == 4
+
+
+def test_a_processor_computes_in_full_precision_and_in_its_own_batches(models):
+    predictor = Predictor(models)
+    assert (predictor.batch, predictor.precision) == (CPU_BATCH, torch.float32)
+    found, expected = predictor.predict(*chips()), predict_batch(models, *chips(), batch=CPU_BATCH)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert choose_device("cpu") == "cpu"
+    assert choose_precision("bf16", "cpu") is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("free", "chip", "expected"), [(1e9, 1e7, 64), (10, 1e7, 1), (1e12, 1, MAX_BATCH), (1e9, 0, MAX_BATCH)]
+)
+def test_the_batch_fits_into_the_free_memory(free, chip, expected):
+    assert batch_that_fits(free, chip) == expected
+
+
+def test_errors_that_break_a_device_are_told_from_those_that_do_not():
+    accelerator = getattr(torch, "AcceleratorError", RuntimeError)
+    illegal = accelerator("CUDA error: an illegal memory access was encountered")
+    wrapped = ValueError("reading failed")
+    wrapped.__cause__ = illegal
+    for error in (
+        illegal,
+        wrapped,
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    ):
+        assert is_fatal(error)
+        assert not is_out_of_memory(error)
+    full = torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")
+    for error in full:
+        assert is_out_of_memory(error)
+    for error in (*full, RuntimeError("shapes"), ValueError("CUDA error: said a file"), OSError("disk")):
+        assert not is_fatal(error)

@@ -132,7 +132,14 @@ class InferenceConfig(Section):
     weights: Path | None = None
     """Folder with ``classifier.safetensors`` and ``regressor.safetensors``; by default the shipped ones."""
     batch: int | Literal["auto"] = "auto"
-    """Chips per forward pass; every batch is padded to this size."""
+    """Chips per forward pass; every batch is padded to this size. ``auto`` is what the store's predictions were made
+    with, else 8 on a processor, and as many as fit into the free memory of a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where pixels are reduced and networks run: auto is the worker's GPU where it has one."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Precision of convolutions on a GPU; auto is bf16 on one that has it. Only ``off`` gives a processor's numbers."""
+    compile: bool = False
+    """Let torch compile the networks on a GPU: a minute for each worker, then a little faster."""
 
     @field_validator("batch")
     @classmethod

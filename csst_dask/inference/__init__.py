@@ -4,12 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from csst_dask.inference.batching import Predictor
     from csst_dask.inference.routing import route
     from csst_dask.inference.two_stage import TwoStage, load_two_stage, predict_batch
 
-__all__ = ["TwoStage", "load_two_stage", "predict_batch", "route"]
+__all__ = ["Predictor", "TwoStage", "load_two_stage", "predict_batch", "route"]
 
-_PLACES = {"TwoStage": "two_stage", "load_two_stage": "two_stage", "predict_batch": "two_stage", "route": "routing"}
+_PLACES = {
+    "Predictor": "batching",
+    "TwoStage": "two_stage",
+    "load_two_stage": "two_stage",
+    "predict_batch": "two_stage",
+    "route": "routing",
+}
 
 
 def __getattr__(name: str) -> Any:

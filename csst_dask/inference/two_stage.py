@@ -79,6 +79,7 @@ def predict_batch(
     scalars: Mapping[str, ArrayLike],
     band: Sequence[str],
     batch: int,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, NDArray]:
     """Predict a block of chips.
 
@@ -96,6 +97,8 @@ def predict_batch(
     band : sequence of n str
     batch : int
         Chips per forward pass, at least 1.
+    precision : torch.dtype
+        Type that convolutions compute in; less than float32 on a GPU only.
 
     Returns
     -------
@@ -119,14 +122,14 @@ def predict_batch(
     for start in range(0, max(n, 1), batch):
         part = slice(start, min(start + batch, n))
         some = {name: np.asarray(values)[part] for name, values in scalars.items() if name in KNOWN}
-        found = _forward(models, np.asarray(reduced)[part], some, band[part], batch)
+        found = _forward(models, np.asarray(reduced)[part], some, band[part], batch, precision)
         blocks.append({name: values[: part.stop - start] for name, values in found.items()})
     return _assemble(models, {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}, band)
 
 
 @torch.inference_mode()
 def _forward(
-    models: TwoStage, reduced: NDArray, scalars: dict, band: Sequence[str], batch: int
+    models: TwoStage, reduced: NDArray, scalars: dict, band: Sequence[str], batch: int, precision: torch.dtype
 ) -> dict[str, NDArray[np.float32]]:
     """Numbers of both networks for one padded batch, by name; ``batch`` rows."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
@@ -135,9 +138,12 @@ def _forward(
         kind, device = model.inputs, next(model.module.parameters()).device
         if kind not in made:
             blocks = make_inputs(kind, reduced, scalars, band), make_context(kind, reduced, scalars, band)
-            made[kind] = _padded(blocks[0], batch), _padded(blocks[1], batch)
-        maps, context = (tensor.to(device) for tensor in made[kind])
-        answer = ask(model.module, model.metadata, maps.contiguous(memory_format=torch.channels_last), context)
+            padded = (_padded(block, batch, device) for block in blocks)
+            maps, context = (tensor.to(device, non_blocking=True) for tensor in padded)
+            made[kind] = maps.contiguous(memory_format=torch.channels_last), context
+        maps, context = made[kind]
+        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+            answer = ask(model.module, model.metadata, maps, context)
         if model.task == "regressor":
             answers |= {name: answer[name] for name in ("bright", "bright_scale") if name in answer}
             continue
@@ -148,10 +154,11 @@ def _forward(
     return {name: values.cpu().numpy() for name, values in answers.items()}
 
 
-def _padded(values: NDArray[np.float32], batch: int) -> Tensor:
-    padded = np.zeros((batch, *values.shape[1:]), np.float32)
-    padded[: len(values)] = values
-    return torch.from_numpy(padded)
+def _padded(values: NDArray[np.float32], batch: int, device: torch.device) -> Tensor:
+    """A batch on the host, from where a GPU can copy it while the processor goes on."""
+    padded = torch.zeros((batch, *values.shape[1:]), pin_memory=device.type == "cuda")
+    padded.numpy()[: len(values)] = values
+    return padded
 
 
 def _assemble(models: TwoStage, found: dict[str, NDArray], band: Sequence[str]) -> dict[str, NDArray]:

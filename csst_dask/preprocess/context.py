@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.preprocess.histograms import HISTOGRAMS, map_histograms
+from csst_dask.preprocess.blocks import scaled_blocks
+from csst_dask.preprocess.histograms import HISTOGRAMS, block_histograms
 from csst_dask.preprocess.inputs import Bands, input_channels
-from csst_dask.preprocess.statistics import STATISTICS, map_statistics
+from csst_dask.preprocess.scaling import checked_maps, log_spread, robust_scale, scalar_planes
+from csst_dask.preprocess.statistics import STATISTICS, block_statistics
 from csst_dask.schema import BANDS
 
 WITH_CONTEXT = ("maps", "context")
@@ -49,12 +51,19 @@ def make_context(
         `CONTEXT` of each chip, finite.
     """
     out = np.zeros((len(reduced), context_length(kind)), np.float32)
-    if out.size:
-        exptime = np.asarray(scalars.get("exptime", np.full(len(out), USUAL_EXPTIME)), np.float64)
-        known = np.isfinite(exptime) & (exptime > 0)
-        for column, name in enumerate(BANDS):
-            out[:, column] = [b == name for b in band]
-        out[:, len(BANDS)] = np.log10(np.where(known, exptime, USUAL_EXPTIME) / USUAL_EXPTIME)
-        out[:, len(BANDS) + 1 : -len(HISTOGRAMS)] = map_statistics(reduced, scalars)
-        out[:, -len(HISTOGRAMS) :] = map_histograms(reduced, scalars)
+    if not out.size:
+        return out
+    exptime = np.asarray(scalars.get("exptime", np.full(len(out), USUAL_EXPTIME)), np.float64)
+    known = np.isfinite(exptime) & (exptime > 0)
+    for column, name in enumerate(BANDS):
+        out[:, column] = [b == name for b in band]
+    out[:, len(BANDS)] = np.log10(np.where(known, exptime, USUAL_EXPTIME) / USUAL_EXPTIME)
+    planes = scalar_planes(scalars, len(out))
+    with np.errstate(all="ignore"):
+        sky, sigma = robust_scale(planes)
+        spread = log_spread(planes, sigma)
+        for chip, blocks in enumerate(scaled_blocks(checked_maps(reduced), sky, sigma)):
+            statistics = block_statistics(blocks, float(sigma[chip, 0, 0]), float(spread[chip, 0, 0]))
+            out[chip, len(BANDS) + 1 : -len(HISTOGRAMS)] = statistics
+            out[chip, -len(HISTOGRAMS) :] = block_histograms(blocks)
     return out

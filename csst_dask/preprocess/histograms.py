@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.preprocess.scaling import checked_maps, compressed, in_sigmas, robust_scale, scalar_planes
+from csst_dask.preprocess import block_kernels as kernels
+from csst_dask.preprocess.blocks import MAPS, Blocks, scaled_blocks
+from csst_dask.preprocess.scaling import SOFTENING, checked_maps, compressed, robust_scale, scalar_planes
 from csst_dask.preprocess.statistics import BLOCKS
-from csst_dask.schema import CHANNELS
 
 EDGES = {
     "mean": (
@@ -72,31 +73,41 @@ def map_histograms(reduced: NDArray[np.float32], scalars: Mapping[str, ArrayLike
     """
     reduced = checked_maps(reduced)
     planes = scalar_planes(scalars, len(reduced))
-    edges = np.array([EDGES[name] for name in ("mean", "std", "max")], np.float32)
-    out = np.zeros((len(reduced), len(PAIRS), BINS, BINS), np.float64)
     with np.errstate(all="ignore"):
         sky, sigma = robust_scale(planes)
-        for chip, maps in enumerate(reduced):
-            named = dict(zip(CHANNELS, maps, strict=True))
-            above, peak, scatter = compressed(*in_sigmas(named, sky[chip], sigma[chip]))
-            flat = np.stack([above, scatter, peak]).astype(np.float32).reshape(3, -1)
-            seen = _count(flat, named["valid"].ravel() > 0, edges, out[chip])
-            out[chip] *= BLOCKS / max(seen, 1)
-    return np.sqrt(out + ANSCOMBE).astype(np.float32).reshape(len(reduced), -1)
+        found = [block_histograms(blocks) for blocks in scaled_blocks(reduced, sky, sigma)]
+    return np.array(found, np.float32).reshape(len(reduced), len(HISTOGRAMS))
 
 
-@numba.njit(cache=True, nogil=True)
-def _count(values, seen, edges, out):
-    """Fill (3, bins, bins) with the counts of `PAIRS`; the number of blocks that count."""
-    blocks = 0
-    for k in range(len(seen)):
-        mean, std, peak = values[0, k], values[1, k], values[2, k]
-        if seen[k] and np.isfinite(mean) and np.isfinite(std) and np.isfinite(peak):
-            i = np.searchsorted(edges[0], mean)
-            j = np.searchsorted(edges[1], std)
-            m = np.searchsorted(edges[2], peak)
-            out[0, i, j] += 1
-            out[1, j, m] += 1
-            out[2, i, m] += 1
-            blocks += 1
-    return blocks
+def block_histograms(blocks: Blocks) -> NDArray[np.float64]:
+    """Histograms of one chip.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        Its block maps.
+
+    Returns
+    -------
+    (k,) float64 array
+        As `map_histograms` gives them.
+    """
+    bins = {}
+    for name, values, limits in zip(MAPS, blocks.scaled, _limits(), strict=True):
+        bins[name] = np.empty(values.shape, np.uint8)
+        kernels.bin_of(values.ravel(), limits, bins[name].ravel())
+    counts = np.zeros((len(PAIRS), BINS, BINS), np.int64)
+    for (one, other), out in zip(PAIRS, counts, strict=True):
+        kernels.joint_counts(bins[one], bins[other], blocks.seen, out)
+    return np.sqrt(counts.ravel() * (BLOCKS / max(blocks.count, 1)) + ANSCOMBE)
+
+
+@cache
+def _limits() -> NDArray[np.float32]:
+    """(3, bins - 1) largest values of each of `MAPS`, in sky sigmas, that are not above an edge once compressed."""
+    edges = np.array([EDGES[name] for name in MAPS])
+    guess = np.stack([SOFTENING * np.sinh(3 * edges[0]), 3 * np.sinh(3 * edges[1]), 10.0 ** edges[2]])
+    bits = guess.astype(np.float32).view(np.int32)[..., None] + np.arange(-64, 65, dtype=np.int32)
+    near: NDArray[np.float32] = np.sort(bits.view(np.float32))
+    beyond = np.stack(compressed(*near)) > edges.astype(np.float32)[..., None]
+    return np.take_along_axis(near, beyond.argmax(axis=2)[..., None] - 1, axis=2)[..., 0]

@@ -7,6 +7,7 @@ any shape and in any order, and sums of parts merge by addition.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from csst_dask.schema import CHANNELS, FRAME_SHAPE, REDUCED_SHAPE
 MAD_TO_SIGMA = 1.4826  # 1 / Phi^-1(3/4): sigma of a Gaussian with unit median absolute deviation
 SKY_SAMPLE = 100_000
 """Least number of pixels behind the sky level, where that many are valid."""
+
+Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
+"""Raw image, flags and weights of rows [y0, y1) of a frame; valid until the call after the next."""
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,19 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from csst_dask.preprocess import block_kernels as kernels
+from csst_dask.preprocess.blocks import MAPS, Blocks, scaled_blocks
 from csst_dask.preprocess.scaling import (
     SOFTENING,
     TYPICAL_LOG_SIGMA,
     bounded,
     checked_maps,
     compressed,
-    in_sigmas,
     log_spread,
     robust_scale,
     scalar_planes,
 )
-from csst_dask.schema import CHANNELS, FRAME_SHAPE, REDUCED_SHAPE
+from csst_dask.schema import FRAME_SHAPE, REDUCED_SHAPE
 
 LEVELS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 """Quantiles of each map."""
@@ -47,13 +48,15 @@ BLOCKS = math.prod(REDUCED_SHAPE)
 
 BLOCK_PIXELS = math.prod(FRAME_SHAPE) / BLOCKS
 
-_MAPS = ("mean", "max", "std")
+TAG = 3
+"""Lowest bits of a share, which hold how many of `SOURCES` its block exceeds while the shares are sorted."""
+
 _MOMENTS = ("average", "spread", "skewness", "kurtosis")
 
 STATISTICS: tuple[str, ...] = (
-    *(f"{name}_q{level:g}" for name in _MAPS for level in LEVELS),
-    *(f"{name}_{moment}" for name in _MAPS for moment in _MOMENTS),
-    *(f"{name}_above_{limit:g}" for name in _MAPS for limit in ABOVE[name]),
+    *(f"{name}_q{level:g}" for name in MAPS for level in LEVELS),
+    *(f"{name}_{moment}" for name in MAPS for moment in _MOMENTS),
+    *(f"{name}_above_{limit:g}" for name in MAPS for limit in ABOVE[name]),
     *(f"{name}_summits_{limit:g}" for name in SUMMITS for limit in SUMMITS[name]),
     *(f"{kind}_{limit}_q{share:g}" for limit in SOURCES for kind in ("peak_to_flux", "sharpness") for share in SHARES),
     *(f"compact_{limit}_{share:g}" for limit in SOURCES for share in COMPACT),
@@ -100,109 +103,102 @@ def map_statistics(reduced: NDArray[np.float32], scalars: Mapping[str, ArrayLike
     """
     reduced = checked_maps(reduced)
     planes = scalar_planes(scalars, len(reduced))
-    out = np.zeros((len(reduced), len(STATISTICS)), np.float32)
     with np.errstate(all="ignore"):
         sky, sigma = robust_scale(planes)
         spread = log_spread(planes, sigma)
-        for chip, maps in enumerate(reduced):
-            named = dict(zip(CHANNELS, maps, strict=True))
-            values = _of_maps(named, sky[chip], sigma[chip])
-            valid = float(np.nan_to_num(named["valid"], nan=0.0, posinf=0.0, neginf=0.0).mean(dtype=np.float64))
-            values += [math.log10(sigma[chip].item()) - TYPICAL_LOG_SIGMA, spread[chip].item(), valid]
-            out[chip] = bounded(np.array(values, np.float64))
-    return out
+        found = [
+            block_statistics(blocks, float(sigma[chip, 0, 0]), float(spread[chip, 0, 0]))
+            for chip, blocks in enumerate(scaled_blocks(reduced, sky, sigma))
+        ]
+    return np.array(found, np.float32).reshape(len(reduced), len(STATISTICS))
 
 
-def _of_maps(maps: Mapping[str, NDArray], sky: NDArray, sigma: NDArray) -> list[float]:
+def block_statistics(blocks: Blocks, sigma: float, spread: float) -> NDArray[np.float64]:
+    """Statistics of one chip.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        Its block maps.
+    sigma : float
+        Its sky scatter, e-/s, as `scaling.robust_scale` gives it.
+    spread : float
+        As `scaling.log_spread` gives it.
+
+    Returns
+    -------
+    (k,) float64 array
+        In the order of `STATISTICS`, within +-20.
+    """
+    valid = float(np.nan_to_num(blocks.valid, nan=0.0, posinf=0.0, neginf=0.0).mean(dtype=np.float64))
+    seen = _of_seen(blocks) if blocks.count else [0.0] * (len(STATISTICS) - 3)
+    return bounded(np.array([*seen, math.log10(sigma) - TYPICAL_LOG_SIGMA, spread, valid]))
+
+
+def _of_seen(blocks: Blocks) -> list[float]:
     """All but the last three."""
-    raw = dict(zip(_MAPS, in_sigmas(maps, sky, sigma), strict=True))
-    seen = (maps["valid"] > 0) & np.isfinite(raw["mean"]) & np.isfinite(raw["max"]) & np.isfinite(raw["std"])
-    if not seen.any():
-        return [0.0] * (len(STATISTICS) - 3)
-    inside = {name: values[seen] for name, values in raw.items()}
-    scaled = dict(zip(_MAPS, compressed(*inside.values()), strict=True))
-    sharpness, peak_to_flux = _concentration(inside, maps["valid"][seen])
-    values: list[float] = []
-    ordered = [np.sort(scaled[name]).astype(np.float64) for name in _MAPS]
-    for one in ordered:
-        values += _quantiles(one, LEVELS)
-    for one in ordered:
-        values += _moments(one)
-    for name in _MAPS:
-        values += [_log_count(inside[name] > limit, BLOCKS / seen.sum()) / 2 for limit in ABOVE[name]]
-    summits = {name: _summits(raw[name], seen) for name in SUMMITS}
-    for name in SUMMITS:
-        values += [_log_count(summits[name] & (inside[name] > limit)) for limit in SUMMITS[name]]
-    sources = [inside["max"] > limit for limit in SOURCES]
-    for source in sources:
-        for share in (peak_to_flux, sharpness):
-            values += _quantiles(np.sort(np.log10(share[source])), SHARES)
-    for source in sources:
-        values += [_log_count(summits["max"] & source & (sharpness > limit)) / 2 for limit in COMPACT]
+    seen, values = blocks.seen, list[float]()
+    places = np.array(LEVELS) * (blocks.count - 1)
+    for ordered in compressed(*(_around(np.sort(one[seen]), places) for one in blocks.scaled)):
+        values += _between(ordered, places)
+    moments = [kernels.moments(one, seen) for one in blocks.compressed]
+    for found in moments:
+        values += _moments(found)
+    for name, one in zip(MAPS, blocks.scaled, strict=True):
+        counts = kernels.count_above(one, seen, _limits(ABOVE[name]))
+        values += [_log_count(count, BLOCKS / blocks.count) / 2 for count in counts]
+    summits = {name: np.empty_like(seen) for name in SUMMITS}
+    for name, found in summits.items():
+        one = blocks.scaled[MAPS.index(name)]
+        kernels.mark_summits(one, seen, found)
+        values += map(_log_count, kernels.count_above(one, found, _limits(SUMMITS[name])))
+    values += _concentration(blocks, summits["max"])
     for name in ("mean", "max"):
-        values += _autocorrelations(scaled[name], seen)
-    flux = np.sort(inside["mean"]).mean(dtype=np.float64)
-    return [*values, math.asinh(float(flux) / SOFTENING) / 3]
+        k = MAPS.index(name)
+        mean, variance = moments[k][:2]
+        values += [kernels.autocorrelation(blocks.compressed[k], seen, mean, variance, lag) for lag in LAGS]
+    return [*values, math.asinh(kernels.average(blocks.scaled[0], seen) / SOFTENING) / 3]
 
 
-def _quantiles(ordered: NDArray[np.float64], levels: tuple[float, ...]) -> list[float]:
-    """Linear between order statistics; 0 of nothing."""
-    if not len(ordered):
-        return [0.0] * len(levels)
-    place = np.array(levels) * (len(ordered) - 1)
-    low = place.astype(int)
-    high = np.minimum(low + 1, len(ordered) - 1)
-    return list(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+def _limits(values: tuple[float, ...]) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
 
 
-def _moments(ordered: NDArray[np.float64]) -> list[float]:
-    mean = ordered.mean()
-    rest = ordered - mean
-    square = rest * rest
-    variance = square.mean()
+def _around(ordered: NDArray, places: NDArray[np.float64]) -> NDArray:
+    """The order statistics below and above fractional places, (2, k)."""
+    low = places.astype(int)
+    return ordered[[low, np.minimum(low + 1, len(ordered) - 1)]]
+
+
+def _between(around: NDArray, places: NDArray[np.float64]) -> list[float]:
+    """Quantiles: linear between order statistics."""
+    below, above = around.astype(np.float64)
+    return list(below + (places - places.astype(int)) * (above - below))
+
+
+def _moments(found: tuple[float, float, float, float]) -> list[float]:
+    mean, variance, third, fourth = found
     if not variance > 1e-12 * max(1.0, mean * mean):
         return [mean, 0.0, 0.0, 0.0]
-    skew, kurtosis = (square * rest).mean() / variance**1.5, (square * square).mean() / variance**2 - 3
-    return [mean, math.sqrt(variance), math.asinh(skew) / 3, math.asinh(kurtosis) / 3]
+    skewness, kurtosis = third / variance**1.5, fourth / variance**2 - 3
+    return [mean, math.sqrt(variance), math.asinh(skewness) / 3, math.asinh(kurtosis) / 3]
 
 
-def _log_count(found: NDArray[np.bool_], scale: float = 1.0) -> float:
-    return math.log10(1 + scale * np.count_nonzero(found))
+def _log_count(count: int, scale: float = 1.0) -> float:
+    return math.log10(1 + scale * count)
 
 
-def _concentration(inside: Mapping[str, NDArray], valid: NDArray) -> tuple[NDArray, NDArray]:
-    """Shares of a block's squared light and of its light in the brightest pixel, from 1e-3 to 10."""
-    pixels = BLOCK_PIXELS * np.clip(valid, 1 / BLOCK_PIXELS, 1).astype(np.float64)
-    mean, peak, scatter = (inside[name].astype(np.float64) for name in _MAPS)
-    squares = pixels * (scatter**2 - 1 + mean**2)
-    return np.clip(_share(peak**2, squares), 1e-3, 10), np.clip(_share(peak, pixels * mean), 1e-3, 10)
-
-
-def _share(part: NDArray, whole: NDArray) -> NDArray:
-    """Part of the whole; 10, the upper end, where noise has left nothing of the whole."""
-    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 10.0)
-
-
-def _summits(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Seen blocks that are brighter than the blocks around them, as a row of the seen ones."""
-    ny, nx = values.shape
-    padded = np.full((ny + 2, nx + 2), -np.inf, np.float32)
-    padded[1:-1, 1:-1] = np.where(seen, values, -np.inf)
-    beside = np.maximum(padded[:, :-2], padded[:, 2:])
-    rows = np.maximum(beside, padded[:, 1:-1])
-    around = np.maximum(np.maximum(rows[:-2], rows[2:]), beside[1:-1])
-    return (padded[1:-1, 1:-1] > around)[seen]
-
-
-def _autocorrelations(inside: NDArray[np.float32], seen: NDArray[np.bool_]) -> list[float]:
-    """Means over rows and columns; 0 where the map is constant or has no such pair."""
-    rest = inside - inside.mean(dtype=np.float64)
-    variance = np.mean(rest * rest)
-    full = np.zeros(seen.shape)
-    full[seen] = rest
-    found = []
-    for lag in LAGS:
-        pairs = np.count_nonzero(seen[lag:] & seen[:-lag]) + np.count_nonzero(seen[:, lag:] & seen[:, :-lag])
-        total = (full[lag:] * full[:-lag]).sum() + (full[:, lag:] * full[:, :-lag]).sum()
-        found.append(float(total / (pairs * variance)) if pairs and variance > 1e-12 else 0.0)
-    return found
+def _concentration(blocks: Blocks, summits: NDArray[np.bool_]) -> list[float]:
+    """``peak_to_flux`` and ``sharpness`` of each limit, then ``compact``."""
+    mean, peak, scatter = blocks.scaled
+    shares, compact = kernels.concentration(
+        mean, peak, scatter, blocks.valid, blocks.seen, summits, BLOCK_PIXELS, _limits(SOURCES), np.array(COMPACT), TAG
+    )
+    shares.sort(axis=1)
+    values: list[float] = []
+    for level in range(len(SOURCES)):
+        for share in shares:
+            some = kernels.of_level(share, TAG, level)
+            places = np.array(SHARES) * (len(some) - 1)
+            values += _between(np.log10(_around(some, places)), places) if len(some) else [0.0] * len(SHARES)
+    return values + [_log_count(count) / 2 for count in compact.ravel()]

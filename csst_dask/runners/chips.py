@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.config import Config
 from csst_dask.errors import ChipRejected
+from csst_dask.inference.device import choose_device
 from csst_dask.instrument.flags import mask_table
 from csst_dask.io.detector import Detector, read_detector
 from csst_dask.io.headers import card_bytes
 from csst_dask.io.truth import read_truth
 from csst_dask.preprocess import FrameSums, Reduced, kernels
-from csst_dask.preprocess.reduce import sky_of_sample
+from csst_dask.preprocess.reduce import Rows, sky_of_sample
 from csst_dask.schema import ChipFiles, ChipInfo, ChipResult, Mask
 from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.product import chip_info, chip_key, make_headers, write_chip
@@ -30,11 +33,11 @@ from csst_dask.simulation.renderer import Renderer
 from csst_dask.store.codecs import quantisation_step, quantise
 from csst_dask.store.writer import ChipWriter
 
+if TYPE_CHECKING:
+    from csst_dask.runners.device_pass import DevicePass
+
 BLOCK_ROWS = 83
 """Rows that are read, masked and summed at a time: two rows of blocks, so that few sums are folded twice."""
-
-Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
-"""Raw image, flags and weights of rows [y0, y1); valid until the call after the next."""
 
 
 def read_ahead(rows: Rows, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple]]:
@@ -147,6 +150,16 @@ def _pixel_pass(config: Config, thread: int) -> PixelPass:
     return PixelPass(config)
 
 
+@lru_cache(maxsize=1)
+def _device_pass(config: Config, device: str) -> DevicePass:
+    """One for a process: its memory holds whole frames."""
+    import torch
+
+    from csst_dask.runners.device_pass import DevicePass
+
+    return DevicePass(config, torch.device(device))
+
+
 @lru_cache(maxsize=2)
 def _renderer(shape: tuple[int, int], thread: int) -> Renderer:
     return Renderer(shape)
@@ -170,6 +183,31 @@ def _complete(info: ChipInfo, reduced: Reduced) -> ChipInfo:
     )
 
 
+class _Arrival:
+    """A chip on its way into the store: opened to be read, then completed."""
+
+    def __init__(self, files: ChipFiles, row: int, store: str, config: Config):
+        self.files, self.row, self.store, self.config = files, row, store, config
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Rows, ChipWriter]]:
+        """Rows and writer; the files are open as long as rows are read."""
+        with read_detector(self.files, self.config.ingest.frame) as detector:
+            self.info, self.notes, self.cards = detector.info(), list(detector.notes), detector.cards
+            self.writer = ChipWriter(self.store, self.row)
+            yield _rows_of(detector), self.writer
+
+    def complete(self, reduced: Reduced) -> tuple[ChipInfo, str]:
+        """Check and write what the pass over the pixels gave; scalars and notes."""
+        info = _complete(self.info, reduced)
+        notes = [*self.notes, self.writer.write_maps(reduced.maps, self.cards)]
+        if self.files.truth and self.config.ingest.truth:
+            counts = read_truth(self.files.truth, self.files.key, info.band, self.config.ingest.frame)
+            info = replace(info, n_star=counts.n_star, n_bright=counts.n_bright)
+            notes.append(counts.note)
+        return info, "; ".join(filter(None, notes))
+
+
 def ingest_chip(files: ChipFiles, row: int, store: str, config: Config) -> ChipResult:
     """Read, mask, reduce and store one chip.
 
@@ -186,21 +224,65 @@ def ingest_chip(files: ChipFiles, row: int, store: str, config: Config) -> ChipR
     ChipResult
         Done with its scalars, or rejected with the reason.
     """
+    [(result, _)] = ingest_chips([(files, row)], store, config)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def ingest_chips(
+    chips: Sequence[tuple[ChipFiles, int]], store: str, config: Config
+) -> Iterator[tuple[ChipResult | Exception, NDArray[np.float32] | None]]:
+    """Read, mask, reduce and store chips, on a GPU where ``inference.device`` lets there be one.
+
+    There the next chip is read while one is worked on.
+
+    Parameters
+    ----------
+    chips : sequence of (ChipFiles, int)
+        Files, and the chip's row in the store.
+    store : str
+    config : Config
+
+    Yields
+    ------
+    result : ChipResult or Exception
+        In the order of the chips. A chip that fails in a way nobody foresaw gives what was raised, and the others go
+        on; a fatal error of the device (`csst_dask.inference.device.is_fatal`) is raised.
+    maps : (channel, iy, ix) float32 array or None
+        Reduced maps of a chip that is done, as they are in the store.
+    """
+    arrivals = [_Arrival(files, row, store, config) for files, row in chips]
     start = time.perf_counter()
-    try:
-        with read_detector(files, config.ingest.frame) as detector:
-            info, notes = detector.info(), list(detector.notes)
-            writer = ChipWriter(store, row)
-            reduced = _pixel_pass(config, _thread()).run(_rows_of(detector), writer)
-            info = _complete(info, reduced)
-            notes += filter(None, [writer.write_maps(reduced.maps, detector.cards)])
-        if files.truth and config.ingest.truth:
-            counts = read_truth(files.truth, files.key, info.band, config.ingest.frame)
-            info = replace(info, n_star=counts.n_star, n_bright=counts.n_bright)
-            notes += [counts.note] if counts.note else []
-    except ChipRejected as error:
-        return ChipResult(files.key, "rejected", str(error))
-    return ChipResult(files.key, "done", "; ".join(notes), info, {"ingest": time.perf_counter() - start})
+    for arrival, reduced in zip(arrivals, _reduced(arrivals, config), strict=True):
+        result: ChipResult | Exception
+        maps = None
+        try:
+            if isinstance(reduced, Exception):
+                raise reduced
+            info, notes = arrival.complete(reduced)
+            maps = reduced.maps.astype(np.float32)
+            result = ChipResult(arrival.files.key, "done", notes, info, {"ingest": time.perf_counter() - start})
+        except ChipRejected as error:
+            result = ChipResult(arrival.files.key, "rejected", str(error))
+        except Exception as error:
+            result = error
+        yield result, maps
+        start = time.perf_counter()
+
+
+def _reduced(arrivals: Sequence[_Arrival], config: Config) -> Iterator[Reduced | Exception]:
+    device = choose_device(config.inference.device)
+    if device != "cpu":
+        yield from _device_pass(config, device).run_many(arrival.open() for arrival in arrivals)
+        return
+    for arrival in arrivals:
+        try:
+            with arrival.open() as (rows, writer):
+                found: Reduced | Exception = _pixel_pass(config, _thread()).run(rows, writer)
+        except Exception as error:
+            found = error
+        yield found
 
 
 def _rows_of(detector: Detector) -> Rows:

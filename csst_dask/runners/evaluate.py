@@ -26,8 +26,8 @@ from csst_dask.evaluation.unseen import Judgeable, choose_chips
 from csst_dask.inference.routing import route
 from csst_dask.models.files import TASKS, identify_pair, read_weights
 from csst_dask.runners.faults import Failure
+from csst_dask.runners.networks import choose_pair
 from csst_dask.runners.predict import block_tasks, predict_block
-from csst_dask.runners.predictions import CPU_BATCH, Pair
 from csst_dask.runners.window import Task, run_tasks
 from csst_dask.schema import CHANNELS, density_class
 from csst_dask.store.survey import array_of
@@ -163,27 +163,26 @@ def _logs(folders: dict[str, Path | None]) -> dict[str, Path]:
 def _network_costs(folders: dict[str, Path | None], config: Config, out: Path) -> list[Cost]:
     import torch
 
+    from csst_dask.inference.batching import CPU_BATCH
+
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
     return [
-        measure_network(name, identify_pair(folder)[0] / f"{task}.safetensors", _batch(config), device)
+        measure_network(name, identify_pair(folder)[0] / f"{task}.safetensors", batch, device)
         for name, folder in folders.items()
         for task in TASKS
         for device in devices
     ]
 
 
-def _batch(config: Config) -> int:
-    return CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
-
-
 def judge_weights(
     client: Client, truth: Truth, config: Config, folder: Path | None, stages: Stages | None = None
 ) -> Judged:
     """Predictions of a pair of networks beside the truth."""
-    where, checksums = identify_pair(folder)
+    pair = choose_pair(client, config, folder=folder)
     todo = np.zeros(truth.scalars.sizes["chip"], bool)
     todo[truth.rows] = True
-    tasks = list(block_tasks(truth.path, truth.scalars, todo, Pair(where, checksums, _batch(config))))
+    tasks = list(block_tasks(truth.path, truth.scalars, todo, pair))
     found = _collect(client, "evaluate", predict_block, tasks, truth.rows, stages)
     valid = np.ones(len(truth), bool)
     routes, _ = route(

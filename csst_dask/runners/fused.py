@@ -13,13 +13,14 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from csst_dask.config import Config
-from csst_dask.runners.chips import ingest_chip
+from csst_dask.runners.chips import ingest_chips
 from csst_dask.runners.faults import Failure
 from csst_dask.runners.guard import limited
 from csst_dask.runners.ingest import Stock, take_stock
 from csst_dask.runners.ledger import Summary, supersede
+from csst_dask.runners.networks import Pair, choose_pair
 from csst_dask.runners.predict import SCALARS, predict_block
-from csst_dask.runners.predictions import Pair, PredictionLog, choose_pair, prepare_predictions, refresh
+from csst_dask.runners.predictions import PredictionLog, prepare_predictions, refresh
 from csst_dask.runners.window import Partial, Task, run_tasks
 from csst_dask.schema import ChipFiles, ChipResult
 from csst_dask.store.survey import locate, open_scalars
@@ -79,12 +80,17 @@ def process_block(block: Block, path: str, config: Config, pair: Pair) -> BlockR
     """
     results: dict[int, ChipResult] = {}
     errors: dict[int, Exception] = {}
-    for place, files in block.files.items():
-        try:
-            with limited(config.execution.time_limit):
-                results[place] = ingest_chip(files, block.rows[place], path, config)
-        except Exception as error:
-            errors[block.places.index(place)] = error
+    maps: dict[int, NDArray[np.float32]] = {}
+    arriving = ingest_chips([(files, block.rows[place]) for place, files in block.files.items()], path, config)
+    for place in block.files:
+        with limited(config.execution.time_limit):
+            result, reduced = next(arriving)
+        if isinstance(result, Exception):
+            errors[block.places.index(place)] = result
+            continue
+        results[place] = result
+        if reduced is not None:
+            maps[place] = reduced
     known = block.known | {
         place: {name: getattr(result.info, name) for name in SCALARS}
         for place, result in results.items()
@@ -94,10 +100,9 @@ def process_block(block: Block, path: str, config: Config, pair: Pair) -> BlockR
     predictions: dict[str, NDArray] = {}
     if places:
         scalars = {name: [known[place][name] for place in places] for name in SCALARS}
-        checksums = tuple(pair.checksums.values())
-        predictions = predict_block(path, block.rows, places, scalars, str(pair.folder), checksums)
-    result = BlockResult(results, places, predictions)
-    return Partial(result if results or places else None, errors) if errors else result
+        predictions = predict_block(path, block.rows, places, scalars, pair, maps)
+    found = BlockResult(results, places, predictions)
+    return Partial(found if results or places else None, errors) if errors else found
 
 
 def process_survey(
@@ -132,7 +137,8 @@ def process_survey(
         As `ingest_survey` and `predict_survey`.
     """
     start, path = time.monotonic(), locate(path)
-    stock, pair = take_stock(inputs, path, config), choose_pair(config)
+    stock = take_stock(inputs, path, config)
+    pair = choose_pair(client, config, path)
     supersede(path)
     scalars = open_scalars(path)
     status = scalars["status"].values

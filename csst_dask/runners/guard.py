@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from csst_dask.inference.device import is_fatal
+
 TIMED_OUT = 1
 """Exit status of a worker that was ended because a task took too long; `faulthandler` knows no other."""
 DEVICE_LOST = 70
@@ -58,11 +60,6 @@ def guarded(function: Callable[..., Any], time_limit: float | None, *args: Any) 
             os._exit(DEVICE_LOST)
         raise
     return Outcome(value, time.perf_counter() - start, peak_memory())
-
-
-def is_fatal(error: Exception) -> bool:
-    """Whether an error leaves the GPU of this process unusable: every later call would fail too."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def peak_memory() -> int:

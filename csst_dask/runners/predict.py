@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,33 +13,16 @@ from numpy.typing import NDArray
 
 from csst_dask.config import Config
 from csst_dask.runners.ledger import Summary, supersede
-from csst_dask.runners.predictions import Pair, PredictionLog, choose_pair, prepare_predictions
+from csst_dask.runners.networks import Pair, choose_pair, predictor_of
+from csst_dask.runners.predictions import PredictionLog, prepare_predictions
 from csst_dask.runners.window import Task, run_tasks
 from csst_dask.store.survey import array_of, locate, open_scalars
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from csst_dask.inference.two_stage import TwoStage
-
 SCALARS = ("band", "exptime", "pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
 """Per-chip variables that travel with a task."""
-
-
-@lru_cache(maxsize=1)
-def _models(folder: str, checksums: tuple[str, ...]) -> TwoStage:
-    """Networks of this process, read once; the checksums make changed files new ones."""
-    import torch
-
-    from csst_dask.errors import ConfigError
-    from csst_dask.inference.two_stage import load_two_stage
-
-    torch.set_num_threads(1)  # one thread per task: the same bits whatever the machine, and no contention
-    models = load_two_stage(folder)
-    found = tuple(models.checksums.values())
-    if found != checksums:
-        raise ConfigError(f"{folder} holds other weights here than at the client; give the workers the same files")
-    return models
 
 
 def predict_block(
@@ -48,8 +30,8 @@ def predict_block(
     rows: Sequence[int],
     wanted: Sequence[int],
     scalars: dict,
-    folder: str,
-    checksums: tuple[str, ...],
+    pair: Pair,
+    maps: Mapping[int, NDArray[np.float32]] | None = None,
 ) -> dict[str, NDArray]:
     """Predict some chips of one block.
 
@@ -65,28 +47,26 @@ def predict_block(
         Places in the block to predict.
     scalars : dict of arrays
         `SCALARS` of the wanted chips.
-    folder : str
-        Weights.
-    checksums : tuple of str
-        What the client found there.
+    pair : Pair
+        Networks.
+    maps : mapping of int to (channel, iy, ix) float32 array, optional
+        Reduced maps by place, where they are at hand; the others are read.
 
     Returns
     -------
     dict of arrays
         `store.predictions.PREDICTED` of the wanted chips.
     """
-    from csst_dask.inference.two_stage import predict_batch
-
     reduced = array_of(zarr.open_group(path, mode="r"), "reduced")
-    maps = np.zeros((len(rows), *reduced.shape[1:]), np.float32)
+    known, block = maps or {}, np.zeros((len(rows), *reduced.shape[1:]), np.float32)
     padded = {name: np.ones(len(rows)) for name in SCALARS if name != "band"}
     band = np.full(len(rows), "g", dtype=object)
     for place, k in enumerate(wanted):
-        maps[k] = reduced[rows[k]]
+        block[k] = known[k] if k in known else reduced[rows[k]]
         band[k] = str(scalars["band"][place])
         for name in padded:
             padded[name][k] = scalars[name][place]
-    found = predict_batch(_models(folder, checksums), maps, padded, band.tolist(), len(rows))
+    found = predictor_of(pair).predict(block, padded, band.tolist())
     return {name: values[list(wanted)] for name, values in found.items()}
 
 
@@ -125,7 +105,7 @@ def predict_survey(
     supersede(path)
     scalars = open_scalars(path)
     status = scalars["status"].values
-    pair = choose_pair(config)
+    pair = choose_pair(client, config, path)
     have = prepare_predictions(path, status.size, pair, config)
     todo = (status == "done") & ~have
     if chips is not None:
@@ -172,7 +152,7 @@ def block_tasks(path: str, scalars: xr.Dataset, todo: NDArray[np.bool_], pair: P
     def task(block: NDArray[np.int64], wanted: NDArray[np.int64]) -> Task:
         rows = block[wanted]
         some = {name: values[rows].tolist() for name, values in columns.items()}
-        args = (path, block.tolist(), wanted.tolist(), some, str(pair.folder), tuple(pair.checksums.values()))
+        args = (path, block.tolist(), wanted.tolist(), some, pair)
         name = f"chips-{block[0]}-{block[-1]}" if len(rows) > 1 else f"chip-{rows[0]}"
         return Task(name, args, rows, len(rows), lambda: [task(block, wanted[k : k + 1]) for k in range(len(wanted))])
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,50 +11,15 @@ from numpy.typing import NDArray
 from csst_dask.config import Config
 from csst_dask.inference.routing import route
 from csst_dask.models.calibrate import INTERVAL_LEVEL
-from csst_dask.models.files import identify_pair
 from csst_dask.runners.faults import Failure
 from csst_dask.runners.ledger import FLUSH_RESULTS, FLUSH_SECONDS, Summary, reject
+from csst_dask.runners.networks import Pair
 from csst_dask.schema import ROUTE_FLAGS, ROUTES
 from csst_dask.store import predictions as store
 from csst_dask.store.survey import open_scalars
 
-CPU_BATCH = 8
-"""Rows of a block, and chips per forward pass, where nothing else is asked for."""
-
 ROUTED_BY = ("density_class", "bright_count", "confidence", "unlike")
 """Predictions that decide the route."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two networks that predictions are made with."""
-
-    folder: Path
-    checksums: Mapping[str, str]
-    """SHA-256 by task."""
-    batch: int
-    """Rows of a block."""
-
-
-def choose_pair(config: Config) -> Pair:
-    """The networks of a configuration.
-
-    Parameters
-    ----------
-    config : Config
-        Section ``inference``.
-
-    Returns
-    -------
-    Pair
-
-    Raises
-    ------
-    ConfigError
-        If the weights are missing or damaged.
-    """
-    batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
-    return Pair(*identify_pair(config.inference.weights), batch)
 
 
 def prepare_predictions(path: str, rows: int, pair: Pair, config: Config) -> NDArray[np.bool_]:
@@ -77,8 +40,7 @@ def prepare_predictions(path: str, rows: int, pair: Pair, config: Config) -> NDA
     (rows,) bool array
         Chips that the pair has predicted already.
     """
-    identity = {f"{task}_sha256": value for task, value in pair.checksums.items()} | {"batch": pair.batch}
-    have = store.prepare(path, rows, identity) >= 0
+    have = store.prepare(path, rows, pair.identity | {"batch": pair.batch}) >= 0
     _describe(path, config)
     refresh(path, config)
     return have

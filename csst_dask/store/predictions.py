@@ -100,6 +100,15 @@ def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int
     return np.asarray(array_of(group, "density_class")[:])
 
 
+def batch_of(path: str, identity: Mapping[str, Any]) -> int | None:
+    """Batch that a store's predictions were made with; None if there are none with these attributes."""
+    group = open_group(path, "r").get(PREDICTIONS)
+    if not isinstance(group, zarr.Group) or any(group.attrs.get(k) != v for k, v in identity.items()):
+        return None
+    batch = group.attrs.get("batch")
+    return batch if isinstance(batch, int) else None
+
+
 def write(path: str, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
     """Write predictions, or coordinates and routes, of some rows; client only."""
     write_columns(array_of(open_group(path, "r+"), PREDICTIONS), rows, values)
