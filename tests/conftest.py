@@ -13,6 +13,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 FRAME, CHUNKS = (184, 192), (92, 96)
 """A small frame, for tests in which size is not the point."""
+EXPOSURES = 12
+"""Exposures of two detectors that whole runs are made of."""
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +66,25 @@ def write_exposures():
         return [write_chip(renderer.render(e, d), folder) for e in plan for d in e.detectors]
 
     return write
+
+
+@pytest.fixture(scope="session")
+def exposures(tmp_path_factory, write_exposures) -> Path:
+    """Files for a whole run."""
+    folder = tmp_path_factory.mktemp("exposures")
+    write_exposures(folder, exposures=EXPOSURES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, exposures, weights) -> Path:
+    """Folder of a whole run that nothing happened to."""
+    from whole_run import configuration, run
+
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = run(configuration(folder, exposures, weights))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from conftest import CHUNKS, FRAME, assert_same_result
+from conftest import CHUNKS, EXPOSURES, FRAME
 from typer.testing import CliRunner
+from whole_run import COMMAND, assert_same_run, configuration, run
 
 import csst_dask as cd
 from csst_dask.cli import app
@@ -20,52 +21,6 @@ from csst_dask.errors import ConfigError
 from csst_dask.store.survey import open_scalars, open_survey
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "csst_dask"]
-EXPOSURES = 12
-
-
-@pytest.fixture(scope="module")
-def exposures(tmp_path_factory, write_exposures) -> Path:
-    folder = tmp_path_factory.mktemp("exposures")
-    write_exposures(folder, exposures=EXPOSURES)
-    return folder
-
-
-def configuration(folder: Path, exposures: Path, weights: Path) -> Path:
-    folder.mkdir()
-    path = folder / "run.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "inputs": [str(exposures)],
-                "store": "survey.zarr",
-                "ingest": {"frame": list(FRAME), "chunks": list(CHUNKS)},
-                "inference": {"weights": str(weights)},
-                "map": {"out": "map.zarr", "png": "map.png", "nside": 4096},
-            }
-        )
-    )
-    return path
-
-
-def run(config: Path, **options) -> subprocess.CompletedProcess:
-    words = [*COMMAND, "run", str(config), "--workers", "2"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=280, **options)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, exposures, weights) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = run(configuration(folder, exposures, weights))
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert_same_result(str(one / "survey.zarr"), str(other / "survey.zarr"))
-    assert_same_result(str(one / "survey.zarr"), str(other / "survey.zarr"), "predictions")
-    a, b = (xr.open_zarr(path / "map.zarr", consolidated=False).load() for path in (one, other))
-    xr.testing.assert_identical(a, b)
 
 
 def test_a_run_is_complete(undisturbed):

@@ -27,12 +27,22 @@ class ExitingGroup(TyperGroup):
             errors.print("interrupted; run the same command again to go on")
             raise typer.Exit(UNEXPECTED) from None
         except RunEnded as error:
-            again = "what is done is kept; run the same command again to go on"
-            errors.print(f"error: {error}; {again}", style="red", highlight=False, soft_wrap=True, markup=False)
-            raise typer.Exit(UNEXPECTED) from None
+            raise _ended(error) from None
         except ConfigError as error:
             errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
             raise typer.Exit(USAGE) from None
+        except Exception as error:
+            from csst_dask.runners.patience import lost_storage
+
+            if (lost := lost_storage(error)) is None:
+                raise
+            raise _ended(lost) from None
+
+
+def _ended(error: RunEnded) -> typer.Exit:
+    again = "what is done is kept; run the same command again to go on"
+    errors.print(f"error: {error}; {again}", style="red", highlight=False, soft_wrap=True, markup=False)
+    return typer.Exit(UNEXPECTED)
 
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from csst_dask.runners.guard import limited
 from csst_dask.runners.ingest import Stock, take_stock
 from csst_dask.runners.ledger import Summary, supersede
 from csst_dask.runners.networks import Pair, choose_pair
+from csst_dask.runners.patience import finishing, patiently
 from csst_dask.runners.predict import SCALARS, predict_block
 from csst_dask.runners.predictions import PredictionLog, prepare_predictions, refresh
 from csst_dask.runners.window import Partial, Task, run_tasks
@@ -153,15 +155,16 @@ def process_survey(
         expect(sum(len(block.places) for block in blocks))
     tasks = _tasks(blocks, path, config, pair)
     record = _Recorder(stock, PredictionLog(path, config, predicted), progress)
-    try:
+    with finishing(record.flush, partial(patiently, config.execution.patience, _bring_up_to_date, path, config)):
         for task, result in run_tasks(client, "run", process_block, tasks, config.execution, summary.effort):
             record.take(task.key, result)
-    finally:
-        record.flush()
-        supersede(path)
-        refresh(path, config)
     summary.seconds = predicted.seconds = time.monotonic() - start
     return summary, predicted
+
+
+def _bring_up_to_date(path: str, config: Config) -> None:
+    supersede(path)
+    refresh(path, config)
 
 
 def _blocks(stock: Stock, known: dict[int, dict], size: int) -> Iterator[Block]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distributed import Client
@@ -14,6 +15,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.io.discovery import discover
 from csst_dask.runners.chips import ingest_chip
 from csst_dask.runners.ledger import Ledger, Summary, identity, supersede
+from csst_dask.runners.patience import finishing, patiently
 from csst_dask.runners.window import Task, run_tasks
 from csst_dask.schema import ChipFiles, ChipKey
 from csst_dask.store.rows import write_files
@@ -61,10 +63,8 @@ def ingest_survey(
         expect(len(stock.todo))
     tasks = (Task(str(key), (stock.files[key], row, path, lean), key) for key, row in stock.todo)
     outcomes = run_tasks(client, "ingest", ingest_chip, tasks, config.execution, summary.effort)
-    try:
+    with finishing(partial(patiently, config.execution.patience, supersede, path)):
         stock.ledger.consume(outcomes, summary, progress)
-    finally:
-        supersede(path)
     summary.seconds = time.monotonic() - start
     return summary
 

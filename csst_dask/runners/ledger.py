@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from csst_dask.config import Config
 from csst_dask.runners.faults import Failure
+from csst_dask.runners.patience import finishing, patiently
 from csst_dask.runners.window import Effort
 from csst_dask.schema import ChipFiles, ChipKey, ChipResult
 from csst_dask.store import rows as store
@@ -59,7 +60,7 @@ class Ledger:
     """
 
     def __init__(self, path: str, config: Config, *, keep_mask: bool = True):
-        self.path = path
+        self.path, self.patience = path, config.execution.patience
         if exists(path):
             check_same_format(path, config.ingest, config.mask)
             store.mend(path)
@@ -126,16 +127,14 @@ class Ledger:
     def flush(self) -> None:
         """Write what has been noted."""
         results, self._results = self._results, []
-        store.write_results(self.path, [self.rows[result.key] for result in results], results)
+        patiently(self.patience, store.write_results, self.path, [self.rows[result.key] for result in results], results)
         self._last_flush = time.monotonic()
 
     def consume(self, outcomes: Iterable[tuple[Any, Any]], summary: Summary, progress: Any = None) -> None:
         """Record the outcomes of tasks whose key is a chip's, and count them."""
-        try:
+        with finishing(self.flush):
             for task, result in outcomes:
                 self.take(task.key, result, summary, progress)
-        finally:
-            self.flush()
 
     def take(self, key: ChipKey, result: ChipResult | Failure, summary: Summary, progress: Any = None) -> None:
         """Record what became of one chip, and count it."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from csst_dask.config import Config
 from csst_dask.runners.ledger import Summary, supersede
 from csst_dask.runners.networks import Pair, choose_pair, predictor_of
+from csst_dask.runners.patience import finishing
 from csst_dask.runners.predictions import PredictionLog, prepare_predictions
 from csst_dask.runners.window import Task, run_tasks
 from csst_dask.store.survey import array_of, locate, open_scalars
@@ -115,7 +116,7 @@ def predict_survey(
         expect(int(todo.sum()))
     tasks = block_tasks(path, scalars, todo, pair)
     log = PredictionLog(path, config, summary)
-    try:
+    with finishing(log.flush):
         for task, result in run_tasks(client, "predict", predict_block, tasks, config.execution, summary.effort):
             told = log.record(task.key, result)
             if log.due:
@@ -123,8 +124,6 @@ def predict_survey(
             if progress is not None:
                 for row in task.key:
                     progress(f"chip {row}", *told)
-    finally:
-        log.flush()
     summary.seconds = time.monotonic() - start
     return summary
 

@@ -14,6 +14,7 @@ from csst_dask.models.calibrate import INTERVAL_LEVEL
 from csst_dask.runners.faults import Failure
 from csst_dask.runners.ledger import FLUSH_RESULTS, FLUSH_SECONDS, Summary, reject
 from csst_dask.runners.networks import Pair
+from csst_dask.runners.patience import patiently
 from csst_dask.schema import ROUTE_FLAGS, ROUTES
 from csst_dask.store import predictions as store
 from csst_dask.store.survey import open_scalars
@@ -76,7 +77,7 @@ class PredictionLog:
         if isinstance(result, Failure):
             status = "rejected" if result.poison else "failed"
             if result.poison:
-                reject(self.path, rows, f"prediction: {result.reason}")
+                patiently(self.config.execution.patience, reject, self.path, rows, f"prediction: {result.reason}")
             setattr(self.summary, status, getattr(self.summary, status) + len(rows))
             self.summary.reasons[result.reason] += len(rows)
             return status, result.reason
@@ -98,7 +99,8 @@ class PredictionLog:
         if rows:
             found = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
             every = np.ones(len(found["density_class"]), bool)
-            store.write(self.path, np.concatenate(rows), found | _routes(found, every, self.config))
+            values = found | _routes(found, every, self.config)
+            patiently(self.config.execution.patience, store.write, self.path, np.concatenate(rows), values)
 
 
 def _describe(path: str, config: Config) -> None:

@@ -311,8 +311,7 @@ class _Window:
         heapq.heappush(self.later, (time.monotonic() + pause, job))
 
     def _count(self, result: Any) -> None:
-        failed = isinstance(result, Failure) and not result.poison
-        self.failed_in_row = self.failed_in_row + 1 if failed else 0
+        self.failed_in_row = self.failed_in_row + 1 if isinstance(result, Failure) else 0
         if self.failed_in_row >= self.limits.failures_in_row:
             raise TooManyFailures(
                 f"{self.failed_in_row} tasks failed one after the other, the last with: {result.reason}"

@@ -1,0 +1,236 @@
+"""Whole runs that something happens to: the result is that of an undisturbed one, or a message says what is missing."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import EXPOSURES
+from s3_server import Bucket
+from whole_run import COMMAND, assert_same_run, configuration, run
+
+from csst_dask.store.survey import open_scalars
+
+pytestmark = pytest.mark.processes
+
+CHIPS = 2 * EXPOSURES
+PATIENT = 120.0
+"""Seconds in which what a test waits for must come."""
+
+
+@contextmanager
+def started(words, **options):
+    """A process of its own group, ended with the block whatever happens."""
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        leave(process)
+
+
+def leave(process) -> None:
+    """A node that is gone: everything on it dies at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def until(condition, process=None):
+    """Wait for something; the process must live as long."""
+    deadline = time.monotonic() + PATIENT
+    while not (found := condition()):
+        assert process is None or process.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+    return found
+
+
+def reduced(folder: Path) -> int:
+    """Chips whose maps are in the store."""
+    return sum(1 for _ in (folder / "survey.zarr" / "reduced" / "c").glob("*"))
+
+
+def workers_of(process) -> list[psutil.Process]:
+    """Worker processes under one that has nannies."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Starts a scheduler, and workers, each as if on a node of its own."""
+    file = tmp_path / "scheduler.json"
+    environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "4s"}
+    options = {"env": environment, "stderr": subprocess.DEVNULL}
+    with ExitStack() as stack:
+
+        def start(part, *words):
+            command = [sys.executable, "-m", f"distributed.cli.dask_{part}", "--scheduler-file", str(file), *words]
+            return stack.enter_context(started([*command, "--no-dashboard"], **options))
+
+        def scheduler():
+            file.unlink(missing_ok=True)
+            process = start("scheduler", "--host", "127.0.0.1", "--port", "0")
+            until(lambda: file.exists() and file.stat().st_size, process)
+            return process
+
+        def worker():
+            return start("worker", "--nthreads", "1", "--local-directory", str(tmp_path), "--death-timeout", "60")
+
+        yield file, scheduler, worker
+
+
+@pytest.mark.timeout(900)
+def test_twenty_workers_killed_in_a_run(tmp_path, write_exposures, weights):
+    """Every kill hits a worker that has done something since the last one, at a random moment."""
+    exposures = tmp_path / "exposures"
+    exposures.mkdir()
+    write_exposures(exposures, exposures=80)
+    one_by_one = {"inference": {"weights": str(weights), "batch": 1}}
+    quiet, killed = tmp_path / "quiet", 0
+    assert run(configuration(quiet, exposures, weights, **one_by_one)).returncode == 0
+    folder, rng = tmp_path / "run", random.Random(1)
+    config = configuration(folder, exposures, weights, **one_by_one)
+    with started([*COMMAND, "run", str(config), "--workers", "2"], stdout=subprocess.PIPE, text=True) as process:
+        while killed < 20:
+            before = reduced(folder)
+            until(lambda: reduced(folder) > before, process)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.05))
+            rng.choice(until(lambda: workers_of(process), process)).kill()
+            killed += 1
+        said, _ = process.communicate(timeout=2 * PATIENT)
+    assert process.returncode == 0, said
+    assert "tasks lost their worker" in said
+    assert_same_run(quiet, folder)
+
+
+def test_a_node_leaves_in_the_middle_of_a_batch(cluster, tmp_path, exposures, weights, undisturbed):
+    file, scheduler, worker = cluster
+    scheduler()
+    staying, leaving = worker(), worker()
+    folder = tmp_path / "run"
+    config = configuration(folder, exposures, weights)
+    with started([*COMMAND, "run", str(config), "--scheduler-file", str(file)]) as process:
+        until(lambda: reduced(folder) >= 2, process)
+        leave(leaving)
+        process.wait(PATIENT)
+    assert process.returncode == 0
+    assert staying.poll() is None
+    assert_same_run(undisturbed, folder)
+
+
+def test_a_worker_hangs(cluster, tmp_path, exposures, weights, undisturbed):
+    file, scheduler, worker = cluster
+    scheduler()
+    nannies = [worker(), worker()]
+    folder = tmp_path / "run"
+    config = configuration(folder, exposures, weights)
+    with started([*COMMAND, "run", str(config), "--scheduler-file", str(file)]) as process:
+        until(lambda: reduced(folder) >= 2, process)
+        frozen = until(lambda: workers_of(nannies[0]))[0]
+        frozen.suspend()
+        process.wait(PATIENT)
+    assert process.returncode == 0
+    assert_same_run(undisturbed, folder)
+    until(lambda: not frozen.is_running() or frozen.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_the_scheduler_is_killed(cluster, tmp_path, exposures, weights, undisturbed):
+    file, scheduler, worker = cluster
+    head = scheduler()
+    worker()
+    folder = tmp_path / "run"
+    config = configuration(folder, exposures, weights)
+    words = [*COMMAND, "run", str(config), "--scheduler-file", str(file)]
+    with started(words, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: reduced(folder) >= 2, process)
+        leave(head)
+        _, said = process.communicate(timeout=PATIENT)
+    assert process.returncode == 1
+    assert "scheduler" in said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+    assert (open_scalars(folder / "survey.zarr")["status"].values == "pending").any()
+    scheduler()
+    worker()
+    again = run(config, "--scheduler-file", str(file))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert_same_run(undisturbed, folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, and how to give it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    found = subprocess.run(mount, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"no file system can be mounted here: {found.stderr.strip()}")
+    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_the_disk_is_full(small_disk, exposures, weights, undisturbed):
+    disk, resize = small_disk
+    folder = disk / "run"
+    config = configuration(folder, exposures, weights, execution={"retries": 0})
+    full = run(config)
+    assert full.returncode == 1, full.stdout + full.stderr
+    assert "No space left on device" in full.stdout + full.stderr
+    assert "free some space" in full.stdout + full.stderr
+    assert "Traceback" not in full.stderr
+    resize("200m")
+    again = run(config)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert_same_run(undisturbed, folder)
+
+
+def test_object_storage_fails_for_a_while(tmp_path, exposures, weights, undisturbed, monkeypatch):
+    """Requests are answered with 500, then nobody listens; the run waits, and goes on."""
+    folder = tmp_path / "run"
+    config = configuration(folder, exposures, weights, store="s3://survey/survey.zarr")
+    with Bucket() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        with started([*COMMAND, "run", str(config), "--workers", "2"], stdout=subprocess.PIPE, text=True) as process:
+            until(lambda: bucket.keys("survey.zarr/reduced/c/") >= 2, process)
+            with bucket.broken():
+                until(lambda: bucket.failed >= 20, process)
+                time.sleep(5)
+            time.sleep(1)
+            bucket.stop()
+            time.sleep(5)
+            bucket.start()
+            said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        assert_same_run(undisturbed, folder, "s3://survey/survey.zarr")
+
+
+def test_object_storage_that_stays_away_ends_the_run(tmp_path, exposures, weights):
+    config = configuration(
+        tmp_path / "run", exposures, weights, store="s3://survey/survey.zarr", execution={"patience": 5, "retries": 0}
+    )
+    with Bucket() as bucket, started(
+        [*COMMAND, "run", str(config), "--workers", "1"], stderr=subprocess.PIPE, text=True,
+        env=os.environ | bucket.environment,
+    ) as process:  # fmt: skip
+        until(lambda: bucket.keys("survey.zarr/reduced/c/") >= 1, process)
+        with bucket.broken():
+            _, said = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "storage" in said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
