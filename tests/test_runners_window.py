@@ -18,8 +18,9 @@ from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners import stopping
 from csst_dask.runners.alone import Died, run_alone
-from csst_dask.runners.cluster import SETTINGS, connect
+from csst_dask.runners.cluster import connect
 from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
+from csst_dask.runners.settings import SETTINGS
 from csst_dask.runners.window import Effort, Partial, Task, run_tasks
 
 pytestmark = pytest.mark.processes

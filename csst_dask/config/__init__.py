@@ -1,9 +1,9 @@
 """Configuration: one frozen, strict section per stage, read from YAML before any work starts."""
 
+from csst_dask.config.cluster import ClusterConfig, SlurmConfig
 from csst_dask.config.load import Config, build_config, load_config, with_settings
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
-    ClusterConfig,
     ExecutionConfig,
     InferenceConfig,
     IngestConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "RoutingConfig",
     "Section",
     "SimulationConfig",
+    "SlurmConfig",
     "TrainingConfig",
     "build_config",
     "load_config",

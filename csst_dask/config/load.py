@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from csst_dask.config.cluster import ClusterConfig
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
-    ClusterConfig,
     ExecutionConfig,
     InferenceConfig,
     IngestConfig,
@@ -148,11 +148,15 @@ def _anchor_paths(config: Config, folder: Path) -> Config:
         values = {name: anchor(getattr(section, name)) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
+    slurm = config.cluster.slurm
     return config.model_copy(
         update={
             "inputs": tuple(anchor(path) or path for path in config.inputs),
             "store": None if config.store is None else _anchor_store(config.store, folder),
-            "cluster": config.cluster.model_copy(update=anchored(config.cluster, "scheduler_file")),
+            "cluster": config.cluster.model_copy(
+                update=anchored(config.cluster, "scheduler_file")
+                | ({"slurm": slurm.model_copy(update=anchored(slurm, "log_directory"))} if slurm else {})
+            ),
             "inference": config.inference.model_copy(update=anchored(config.inference, "weights")),
             "simulation": config.simulation.model_copy(
                 update=anchored(config.simulation, "psf")

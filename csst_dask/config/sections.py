@@ -22,25 +22,6 @@ DEFAULT_FLAG_BITS = {
 }
 
 
-class ClusterConfig(Section):
-    """Where tasks run."""
-
-    scheduler: str | None = None
-    """Address of a running scheduler, ``tcp://host:port``."""
-    scheduler_file: Path | None = None
-    """JSON file that a running scheduler wrote."""
-    workers: int | None = Field(None, ge=1)
-    """Worker processes of a cluster of our own; by default one per core or GPU."""
-    dashboard: str = ":0"
-    """Address of the dashboard of a cluster of our own."""
-
-    @model_validator(mode="after")
-    def _one_scheduler(self) -> ClusterConfig:
-        if self.scheduler and self.scheduler_file:
-            raise ValueError("give scheduler or scheduler_file, not both")
-        return self
-
-
 class ExecutionConfig(Section):
     """How a run meets faults."""
 

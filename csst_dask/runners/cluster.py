@@ -8,40 +8,39 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, get_client, performance_report
+from distributed import Client, LocalCluster, SpecCluster, get_client, performance_report
 
 from csst_dask.config import ClusterConfig
 from csst_dask.errors import ConfigError
+from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
+from csst_dask.runners.settings import SETTINGS
+from csst_dask.runners.slurm import start_slurm_cluster, wait_for_first_worker
 
 ARRIVAL = 120.0
 """Seconds in which the workers of a cluster arrive."""
 
-# glibc gives memory back so eagerly by default that big buffers cost a page fault a page on every task
-_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
-SETTINGS = {
-    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _ENVIRONMENT.items()},
-    "distributed.comm.timeouts.connect": "30s",
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    # what a lost worker means for its tasks is decided by the client, which knows more
-    "distributed.scheduler.allowed-failures": 0,
-    "distributed.scheduler.worker-ttl": "120s",
-}
-"""Dask's settings for a cluster of our own."""
+HOST = "127.0.0.1"
 
 
-def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **settings: object) -> Client:
-    """Connect to the cluster of the configuration.
+def connect(
+    config: ClusterConfig | None = None, *, quiet: bool = False, share_gpus: bool = False, **settings: object
+) -> Client:
+    """Connect to the cluster of the configuration, and say in one line where the work goes and why.
 
     Parameters
     ----------
     config : ClusterConfig, optional
-        An address or scheduler file joins a running cluster; otherwise one worker process per core is started here,
-        and ends with the client.
+        An address or scheduler file joins a running cluster. With a section ``slurm`` workers are SLURM jobs.
+        Otherwise worker processes are started here: one for each GPU, where there are GPUs and dask-cuda, or one for
+        each core. What is started ends with the client.
     quiet : bool
-        Do not print where the work goes.
+        Do not print anything.
+    share_gpus : bool
+        Workers of a cluster here that get no GPU each see all of them: for what chooses its GPU itself. By default
+        such workers see none, lest all of them fill the same one.
     **settings
         Fields of `ClusterConfig`, instead of ``config``.
 
@@ -52,7 +51,7 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
     Raises
     ------
     ConfigError
-        If the scheduler cannot be reached or a setting is wrong.
+        If the scheduler cannot be reached, SLURM refuses the jobs, or a setting is wrong.
     """
     from csst_dask.config import build_config
 
@@ -62,23 +61,68 @@ def connect(config: ClusterConfig | None = None, *, quiet: bool = False, **setti
         why = "joined the scheduler that was named"
     else:
         dask.config.set(SETTINGS)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = config.workers or cores
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=config.dashboard,
-            preload=[__name__],
-            silence_logs=40,
-        )
-        cluster.adapt(minimum=workers, maximum=workers)  # a nanny that loses its worker too early gives up
+        cluster, why = _start(config, share_gpus)
         client = Client(cluster)
         _close_cluster_with(client, cluster)
-        why = f"local cluster of {workers} worker process{'es' if workers > 1 else ''}, since no scheduler was named"
     if not quiet:
         print(f"Dask: {why}; dashboard {client.dashboard_link}", flush=True)
+    if config.slurm and not (config.scheduler or config.scheduler_file) and config.minimum != 0:
+        try:
+            wait_for_first_worker(client, client.cluster, config, quiet)
+        except BaseException:
+            client.close()
+            raise
     return client
+
+
+def _start(config: ClusterConfig, share_gpus: bool) -> tuple[SpecCluster, str]:
+    """A cluster of our own, and what it is."""
+    wanted = config.maximum or config.workers
+    if config.slurm is not None:
+        cluster, kind = start_slurm_cluster(config), "SLURM job"
+        _keep(cluster, config, wanted or 1, interval="5s")
+        return cluster, f"{_number(config, wanted or 1, kind)}, since there is a section cluster.slurm"
+    options = {"host": HOST, "dashboard_address": config.dashboard, "preload": [__name__], "silence_logs": 40}
+    gpus = count_gpus()
+    try:
+        check_gpu_cluster(gpus, wanted)
+        workers = wanted or gpus
+        cluster = start_cuda_cluster(_first(config, workers), **options)
+        why = f"local cluster of {_number(config, workers, 'worker process')}, each with one of {gpus} GPUs"
+    except NoGpuCluster as reason:
+        workers = wanted or max(_cores(), config.minimum or 1)
+        if gpus and not share_gpus:
+            options["env"] = {"CUDA_VISIBLE_DEVICES": ""}
+        cluster = LocalCluster(n_workers=_first(config, workers), threads_per_worker=1, **options)
+        why = f"local cluster of {_number(config, workers, 'worker process')}, since no scheduler was named: {reason}"
+    _keep(cluster, config, workers)
+    return cluster, why
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _least(config: ClusterConfig, most: int) -> int:
+    """Workers that a cluster keeps when it has nothing to do."""
+    if config.minimum is not None:
+        return config.minimum
+    return 1 if config.maximum else most
+
+
+def _first(config: ClusterConfig, most: int) -> int:
+    return max(_least(config, most), 1)
+
+
+def _number(config: ClusterConfig, most: int, kind: str) -> str:
+    least, plural = _least(config, most), "es" if kind.endswith("s") else "s"
+    return f"{least if least < most else ''}{' to ' if least < most else ''}{most} {kind}{plural if most > 1 else ''}"
+
+
+def _keep(cluster: SpecCluster, config: ClusterConfig, most: int, **how: Any) -> None:
+    """Let the cluster follow its work, and replace what it loses: a nanny that loses its worker too early gives up,
+    and a SLURM job ends."""
+    cluster.adapt(minimum=_least(config, most), maximum=most, **how)
 
 
 def dask_setup(worker: object) -> None:
@@ -133,13 +177,13 @@ def _join(config: ClusterConfig) -> Client:
         raise ConfigError(f"cluster: no scheduler answers at {where} ({error}); check the address") from None
 
 
-def _close_cluster_with(client: Client, cluster: LocalCluster) -> None:
+def _close_cluster_with(client: Client, cluster: SpecCluster) -> None:
     close = client.close
 
     def close_both(*args: object, **kwargs: object) -> object:
         result = close(*args, **kwargs)
         if not client.asynchronous:
-            cluster.close(timeout=10)
+            cluster.close(timeout=30)
         return result
 
     client.close = close_both  # type: ignore[method-assign]

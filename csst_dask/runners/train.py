@@ -42,8 +42,8 @@ def train_network(
     out : Path
         Receives checkpoints, log, weights and model card; with several ranks, all see it.
     config : Config
-        Sections ``training`` and ``cluster``. On a cluster that is named, one rank runs there too; by default there is
-        one for each of its workers with a GPU.
+        Sections ``training`` and ``cluster``. On a cluster that is named, or of SLURM jobs, one rank runs there too;
+        by default there is one for each job, or for each worker with a GPU of the cluster that is named.
     progress : callable, optional
         Called with epoch, epochs, step, steps and loss.
     command : str
@@ -73,8 +73,9 @@ def train_network(
         )
     samples = load_samples(store, training.bands)
     data = f"{Path(store).name}: {len(samples)} chips with truth"
-    ranks = training.ranks or (0 if named else gpus_here() or 1)
-    if ranks == 1 and not named:
+    jobs = not named and cluster.slurm and (cluster.maximum or cluster.workers)
+    ranks = training.ranks or jobs or (0 if named else gpus_here() or 1)
+    if ranks == 1 and not cluster.elsewhere:
         split = samples.split(training.seed, training.split)
         return fit(task, samples, split, training, out, progress, data=data, command=command)
     with _stopped_by_sigterm():
@@ -87,7 +88,8 @@ def train_network(
                     f"found cluster.workers = {cluster.workers} for {ranks} ranks; expected a worker for each rank: "
                     "leave out --workers, or ask for fewer ranks with --ranks"
                 )
-            client = connect(cluster if named else cluster.model_copy(update={"workers": cluster.workers or ranks}))
+            own = {"workers": cluster.workers or ranks, "minimum": None, "maximum": None}
+            client = connect(cluster if named else cluster.model_copy(update=own), share_gpus=True)
             try:
                 ranks = ranks or gpus_of(client) or 1
                 spec = _write_spec(training, ranks, out, task=task, store=store, data=data, command=command)
