@@ -1,0 +1,213 @@
+"""Batch scripts and workers on a real SLURM: jobs that are cancelled or run out of time are submitted again."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import EXPOSURES, assert_same_result
+from slurm_server import GPUS, Slurm, missing
+from whole_run import COMMAND, assert_same_run, configuration, run
+
+from csst_dask.store.survey import open_scalars
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SMALL = ("--ntasks=2", "--mem-per-cpu=2G")
+STEPS = {"CSST_DASK_BIN": str(Path(sys.executable).parent)}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if why := missing():
+        pytest.skip(why)
+    with Slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+def output(folder: Path) -> str:
+    """What the jobs of a folder have printed."""
+    return "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+
+
+def submit(slurm, folder: Path, script: str, *words: str, options=SMALL) -> str:
+    return slurm.submit(folder, *options, str(SCRIPTS / script), *words, **STEPS)
+
+
+def finish(slurm, folder: Path, script: str, *words: str, options=SMALL) -> str:
+    job = submit(slurm, folder, script, *words, options=options)
+    state, status = slurm.wait(job)
+    said = output(folder)
+    assert (state, status) == ("COMPLETED", 0), said
+    return said
+
+
+def until(slurm, job: str, condition) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert slurm.state(job)[0] in ("PENDING", "RUNNING"), "the job ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ingested(folder: Path) -> int:
+    return sum(1 for _ in (folder / "survey.zarr" / "reduced" / "c").glob("*"))
+
+
+def test_steps_in_jobs_of_their_own(slurm, tmp_path, exposures, weights, undisturbed):
+    config = configuration(tmp_path, exposures, weights)
+    common = ("--store", "survey.zarr", "--config", str(config))
+    said = finish(slurm, tmp_path, "ingest.sbatch", *common, str(exposures))
+    assert "joined" in said
+    finish(slurm, tmp_path, "predict.sbatch", *common)
+    finish(slurm, tmp_path, "map.sbatch", *common, "--out", "map.zarr")
+    assert_same_run(undisturbed, tmp_path)
+    assert not list(tmp_path.glob(".csst-dask-*")), "a job left its scratch folder behind"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, write_exposures) -> Path:
+    """Enough exposures to be in the middle of them."""
+    folder = tmp_path_factory.mktemp("many")
+    write_exposures(folder, exposures=5 * EXPOSURES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, many, weights) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(configuration(folder, many, weights, **one_by_one(weights)))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def one_by_one(weights: Path) -> dict:
+    """One chip a task."""
+    return {"inference": {"weights": str(weights), "batch": 1}, "execution": {"walltime_margin": 20, "grace": 10}}
+
+
+def test_a_cancelled_job_is_submitted_again(slurm, tmp_path, many, weights, whole):
+    config = configuration(tmp_path, many, weights, **one_by_one(weights))
+    job = submit(slurm, tmp_path, "run.sbatch", str(config))
+    until(slurm, job, lambda: ingested(tmp_path) >= 5)
+    slurm.call("scancel", "--batch", "--signal=TERM", job)
+    state, status = slurm.wait(job)
+    assert (state, status) == ("FAILED", 1), output(tmp_path)
+    assert "run the same command again" in output(tmp_path)
+    assert (open_scalars(tmp_path / "survey.zarr")["status"].values == "pending").any()
+
+    job = submit(slurm, tmp_path, "run.sbatch", str(config))
+    before = ingested(tmp_path)
+    until(slurm, job, lambda: ingested(tmp_path) > before)
+    slurm.call("scancel", job)  # SLURM kills after KillWait
+    assert slurm.wait(job)[0] == "CANCELLED"
+
+    finish(slurm, tmp_path, "run.sbatch", str(config))
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_walltime_in_the_middle(slurm, tmp_path, many, weights, whole):
+    """Asked to stop 20 s before the end of its minute, the run keeps what it has and says how to go on."""
+    slow = one_by_one(weights)
+    slow["execution"]["walltime_margin"] = 40
+    config = configuration(tmp_path, many, weights, **slow)
+    job = submit(slurm, tmp_path, "run.sbatch", str(config), options=("--ntasks=1", "--mem-per-cpu=2G", "--time=1"))
+    state, status = slurm.wait(job)
+    assert (state, status) == ("FAILED", 1), output(tmp_path)
+    assert "walltime" in output(tmp_path)
+    assert "run the same command again" in output(tmp_path)
+    finish(slurm, tmp_path, "run.sbatch", str(config))
+    assert_same_run(whole, tmp_path)
+
+
+def test_an_array_of_folders(slurm, tmp_path, write_exposures, weights):
+    lines = []
+    for name, seed in (("a", 3), ("b", 4)):
+        (tmp_path / name).mkdir()
+        write_exposures(tmp_path / name, exposures=2, seed=seed)
+        lines.append(f"{name} {tmp_path / name}\n")
+    (tmp_path / "folders.txt").write_text("".join(lines))
+    config = configuration(tmp_path / "c", tmp_path / "b", weights)
+    options = ("--array=1-2", "--cpus-per-task=1", "--mem-per-cpu=2G")
+    words = (str(tmp_path / "folders.txt"), str(tmp_path / "out"), str(config))
+    finish(slurm, tmp_path, "array.sbatch", *words, options=options)
+    result = run(config)
+    assert result.returncode == 0, result.stderr
+    deadline = time.monotonic() + 120
+    while slurm.call("squeue", "-h"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert_same_result(str(tmp_path / "c" / "survey.zarr"), str(tmp_path / "out" / "b.zarr"))
+    assert (tmp_path / "out" / "a-map.zarr").is_dir()
+    assert (tmp_path / "out" / "b-map.zarr").is_dir()
+
+
+def test_workers_as_jobs_that_are_replaced(slurm, tmp_path, many, weights, whole, monkeypatch):
+    """`configs/slurm.yaml`, with what a cluster calls its own changed; one job is cancelled in the middle."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    shipped = yaml.safe_load((SCRIPTS.parent / "configs" / "slurm.yaml").read_text())["cluster"]
+    shipped["slurm"] |= {"memory": "2GiB", "interface": "lo", "log_directory": str(tmp_path), "walltime": "00:20:00"}
+    cluster = {"minimum": 2, "maximum": 2, "slurm": shipped["slurm"]}
+    config = configuration(tmp_path, many, weights, **one_by_one(weights), cluster=cluster)
+    process = subprocess.Popen([*COMMAND, "run", str(config)], stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while ingested(tmp_path) < 5:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        first = slurm.call("squeue", "-h", "-o", "%i").split()
+        assert len(first) in (1, 2)
+        slurm.call("scancel", first[0])
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, said
+    assert "2 SLURM jobs" in said
+    assert_same_run(whole, tmp_path)
+    deadline = time.monotonic() + 60
+    while slurm.call("squeue", "-h"):
+        assert time.monotonic() < deadline, "the client left jobs behind"
+        time.sleep(0.2)
+
+
+def test_gpus_are_asked_for_and_given(slurm, tmp_path, monkeypatch):
+    """As far as SLURM goes: the GPUs are device files without a device behind them."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    script = tmp_path / "seen.sh"
+    script.write_text("#!/bin/bash\necho gpus=$SLURM_GPUS_ON_NODE visible=$CUDA_VISIBLE_DEVICES\n")
+    job = slurm.submit(tmp_path, f"--gpus-per-node={GPUS}", "--output=seen.log", str(script))
+    assert slurm.wait(job) == ("COMPLETED", 0)
+    assert f"gpus={GPUS} visible=0,1" in output(tmp_path)
+
+    from csst_dask.config import SlurmConfig
+    from csst_dask.errors import ConfigError
+    from csst_dask.runners.slurm import check_job, job_options
+
+    def jobs(**settings):
+        jobqueue = pytest.importorskip("dask_jobqueue")
+        words = job_options(SlurmConfig(interface="lo", **settings))
+        with jobqueue.SLURMCluster(**words, silence_logs="error") as cluster:
+            return cluster.job_script()
+
+    one_each = jobs(gpus=GPUS, memory="8GiB", cpus=2)
+    assert f"--gres=gpu:{GPUS}" in one_each
+    assert "dask_cuda.cli" in one_each
+    check_job(one_each)
+    with pytest.raises(ConfigError, match="SLURM refuses"):
+        check_job(jobs(gpus=GPUS + 1))
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train_torchrun.sbatch"])
+def test_training_in_a_job(slurm, tmp_path, training_store, script):
+    config = tmp_path / "train.yaml"
+    config.write_text(yaml.safe_dump({"training": {"context_epochs": 3, "batch": 16, "seed": 1}}))
+    words = ("classifier", "--store", training_store, "--out", str(tmp_path / "out"), "--config", str(config))
+    torchrun = script == "train_torchrun.sbatch"
+    options = ("--cpus-per-task=2", "--mem=4G") if torchrun else SMALL
+    finish(slurm, tmp_path, script, *words, *(("--ranks", "2") if torchrun else ()), options=options)
+    assert (tmp_path / "out" / "classifier.safetensors").stat().st_size > 10_000
