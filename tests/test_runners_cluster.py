@@ -12,6 +12,7 @@ from distributed import LocalCluster, wait
 
 from csst_dask.config import ClusterConfig, SlurmConfig
 from csst_dask.errors import ConfigError
+from csst_dask.runners import doctor
 from csst_dask.runners.cluster import connect, known_workers
 from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
 from csst_dask.runners.settings import SETTINGS, exports
@@ -60,7 +61,7 @@ def test_a_worker_for_each_gpu(dask_cuda, capsys):
 
 
 def test_why_there_is_no_worker_for_each_gpu(gpus):
-    gpus.setattr("importlib.util.find_spec", lambda name: None)
+    gpus.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(NoGpuCluster, match="2 GPUs but dask-cuda is not installed"):
         check_gpu_cluster(2, None)
     with pytest.raises(NoGpuCluster, match="3 workers were asked for, more than 2 GPUs"):
@@ -168,3 +169,18 @@ def test_settings_reach_processes_that_are_started_otherwise():
     assert found.stdout == str(SETTINGS["distributed.scheduler.allowed-failures"])
     assert ClusterConfig(slurm=SlurmConfig()).elsewhere
     assert not ClusterConfig(workers=2).elsewhere
+
+
+def test_the_doctor_says_what_connect_would_do(gpus, tmp_path):
+    gpus.setitem(sys.modules, "dask_cuda", None)
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text("#!/bin/sh\necho 'debug* 4 nodes'\n")
+    sinfo.chmod(0o755)
+    (tmp_path / "sbatch").symlink_to(sinfo)
+    found = {finding.what: finding for finding in doctor.examine()}
+    assert "2 GPUs but dask-cuda is not installed" in found["a worker for each GPU"].advice
+    assert (found["SLURM"].verdict, found["SLURM"].found) == ("ok", "debug* 4 nodes")
+    sinfo.write_text("#!/bin/sh\necho 'no controller' >&2; exit 1\n")
+    assert doctor._slurm().verdict == "optional"
+    assert all(finding.verdict in ("ok", "optional", "missing") for finding in found.values())
+    assert not [finding.what for finding in found.values() if finding.verdict == "missing"]

@@ -102,7 +102,7 @@ def _slurm() -> Finding:
         return Finding("SLURM", "no sbatch on PATH", "optional", "for scripts/*.sbatch and configs/slurm.yaml")
     said = subprocess.run(["sinfo", "-h", "-o", "%P %D nodes"], capture_output=True, text=True)
     if said.returncode:
-        return Finding("SLURM", "sbatch is there, but no controller answers", "optional", said.stderr.strip()[:100])
+        return Finding("SLURM", "sbatch is there, but no controller answers", "optional", said.stderr.partition("\n")[0])
     return Finding("SLURM", ", ".join(said.stdout.splitlines()), "ok", "for scripts/*.sbatch and configs/slurm.yaml")
 
 
