@@ -8,6 +8,7 @@ from csst_dask.evaluation.budget import NEAR_EDGE, TARGET, accuracy_curve, budge
 from csst_dask.evaluation.figures import Maps, near_edge, plot_confusion, plot_near_edge, plot_star_counts
 from csst_dask.evaluation.figures_scores import plot_error_budget, plot_predicted_counts, plot_reliability
 from csst_dask.evaluation.judged import Judged
+from csst_dask.evaluation.neighbours import Joint, joint_table
 from csst_dask.evaluation.page import Page, slug
 from csst_dask.evaluation.tables import band_table, bypass_table, class_table, count_table, edge_table, overall_table
 from csst_dask.evaluation.trust import (
@@ -75,6 +76,20 @@ def show_counts(page: Page, judged: Judged) -> None:
 COUNTS = (
     "Errors of log10(1 + {}), dex; bias is the mean of predicted minus true; class and count "
     "are the true ones; 0.1 dex is a factor of 1.26"
+)
+
+
+def show_joint(page: Page, judged: Judged, joint: Joint) -> None:
+    """Counts of all stars if the chips of an exposure borrow from each other."""
+    page.say("## Counts of all stars from whole exposures")
+    page.show("joint", joint_table(judged, joint), JOINT)
+
+
+JOINT = (
+    "Errors of log10(1 + stars), dex, and the share of counts that lie in the right class: each chip alone, and with the "
+    "other chips of its exposure in all bands. Each half of the fields is judged by what was learned from the other "
+    "half. Within: the share that errs by less than the estimate's own standard error, 0.68 if that is right. "
+    "Neighbours are as alike as the sky of this store makes them"
 )
 
 

@@ -26,6 +26,7 @@ from csst_dask.evaluation.unseen import Judgeable, choose_chips
 from csst_dask.inference.routing import route
 from csst_dask.models.files import TASKS, identify_pair, read_weights
 from csst_dask.runners.faults import Failure
+from csst_dask.runners.joint import estimate_jointly
 from csst_dask.runners.networks import choose_pair
 from csst_dask.runners.predict import block_tasks, predict_block
 from csst_dask.runners.window import Task, run_tasks
@@ -127,6 +128,7 @@ def judge_store(
     return write_judgement(
         methods, out, title=f"{Path(store).stem}: {part}", notes=notes, maps=_maps(truth, methods),
         logs=_logs(folders), costs=measured + cost, machine=describe_machine(), others=others,
+        joint=estimate_jointly(truth, next(iter(methods.values())), config.training.seed),
     )  # fmt: skip
 
 
