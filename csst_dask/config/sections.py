@@ -137,6 +137,13 @@ class RoutingConfig(Section):
     """Fewer bright stars than this are too few for astrometry."""
     min_confidence: float = Field(0.6, ge=0, le=1)
     """A class probability below this asks for review."""
+    missed_cost: float = Field(5.0, ge=0)
+    """Cost of a chip of density class 5 that the standard pipeline takes; a chip that the crowded one takes in vain
+    costs 1 by default, and only ratios matter."""
+    needless_cost: float = Field(1.0, ge=0)
+    """Cost of a chip below density class 5 that the crowded pipeline takes."""
+    review_cost: float = Field(0.5, ge=0)
+    """Cost of a chip that somebody looks at instead."""
 
 
 class MapConfig(Section):

@@ -19,6 +19,7 @@ from csst_dask.evaluation.comparison import (
 )
 from csst_dask.evaluation.cost import Cost
 from csst_dask.evaluation.figures import Maps, plot_losses
+from csst_dask.evaluation.gates import Gates
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.neighbours import Joint
 from csst_dask.evaluation.page import Page, check_names, slug
@@ -55,6 +56,7 @@ def write_judgement(
     machine: str = "",
     others: Sequence[Comparison] = (),
     joint: Joint | None = None,
+    gates: Gates | None = None,
 ) -> Path:
     """Write the judgement of the first method, and the others compared with it.
 
@@ -79,6 +81,8 @@ def write_judgement(
         More comparisons, each on chips of its own.
     joint : Joint, optional
         Estimates of the principal method's chips from whole exposures.
+    gates : Gates, optional
+        Rules that send the principal method's chips to the crowded pipeline, and what mistakes cost.
 
     Returns
     -------
@@ -102,7 +106,7 @@ def write_judgement(
     if joint is not None:
         show_joint(page, judged, joint)
     show_budget(page, judged)
-    show_trust(page, judged)
+    show_trust(page, judged, gates)
     if logs:
         page.say("## Training")
         plot_losses({key: pd.read_csv(path) for key, path in logs.items()}, page.picture("losses", LOSSES))

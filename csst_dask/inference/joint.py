@@ -1,8 +1,9 @@
 """One estimate of a chip's stars from all chips of its exposure.
 
-The detectors of one exposure look at neighbouring sky in several bands. Their true counts are nearly alike, the errors of
-their predictions nearly independent, and far smaller in some bands than in others: so a chip can borrow from its
-neighbours. The best linear unbiased prediction of a random effect [1]_ about an unknown mean, with diagonal covariances.
+The detectors of one exposure look at neighbouring sky in several bands. Their true counts are nearly alike, the errors
+of their predictions nearly independent, and far smaller in some bands than in others: so a chip can borrow from its
+neighbours. This is the best linear unbiased prediction of a random effect [1]_ about an unknown mean; generalised least
+squares with independent errors, since learning how those of different bands go together made it worse.
 
 References
 ----------
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from csst_dask.errors import ConfigError
 
 LEVELS = (0.2, 1.0, 2.0, 3.0, 4.0, 5.0)
-"""Edges between levels of log10(1 + stars), dex: how much neighbouring chips differ depends on how many stars there are."""
+"""Edges between levels of log10(1 + stars), dex: how far neighbouring chips differ depends on their stars."""
 
 LEAST = 20
 """Numbers that a scatter of a band or level is learned from; with fewer it is that of all."""

@@ -11,11 +11,12 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-from csst_dask.config import Config
+from csst_dask.config import Config, RoutingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
 from csst_dask.evaluation.cost import Cost, describe_machine, measure_extraction, measure_network, measure_trees
 from csst_dask.evaluation.figures import near_edge
+from csst_dask.evaluation.gates import Gates
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.judgement import Comparison, write_judgement
 from csst_dask.evaluation.page import EXTRACTION, TREES, name_methods
@@ -23,14 +24,14 @@ from csst_dask.evaluation.tasks import count_chip, statistics_block
 from csst_dask.evaluation.trees import TreesBaseline, fit_trees, predict_trees
 from csst_dask.evaluation.truth import Truth
 from csst_dask.evaluation.unseen import Judgeable, choose_chips
-from csst_dask.inference.routing import route
+from csst_dask.inference.routing import gate, route
 from csst_dask.models.files import TASKS, identify_pair, read_weights
 from csst_dask.runners.faults import Failure
 from csst_dask.runners.joint import estimate_jointly
 from csst_dask.runners.networks import choose_pair
 from csst_dask.runners.predict import block_tasks, predict_block
 from csst_dask.runners.window import Task, run_tasks
-from csst_dask.schema import CHANNELS, density_class
+from csst_dask.schema import CHANNELS, CROWDED, density_class
 from csst_dask.store.survey import array_of
 
 STATISTICS_BLOCK = 64
@@ -125,10 +126,11 @@ def judge_store(
         found, note, cost = _try_extraction(client, learn, truth, least_pixels, stages, costs)
         methods |= found
         notes.append(note)
+    principal = next(iter(methods.values()))
     return write_judgement(
-        methods, out, title=f"{Path(store).stem}: {part}", notes=notes, maps=_maps(truth, methods),
+        methods, out, title=f"{Path(store).stem}: {part}", notes=notes, maps=_maps(truth, principal),
         logs=_logs(folders), costs=measured + cost, machine=describe_machine(), others=others,
-        joint=estimate_jointly(truth, next(iter(methods.values())), config.training.seed),
+        joint=estimate_jointly(truth, principal, config.training.seed), gates=_gates(principal, config.routing),
     )  # fmt: skip
 
 
@@ -147,10 +149,21 @@ def _choose(store: str, folders: dict[str, Path | None], part: str) -> Judgeable
     return choose_chips(Truth.open(store), metadata, part, checksum)
 
 
-def _maps(truth: Truth, methods: dict[str, Judged]) -> dict[int, NDArray[np.float32]]:
+def _gates(judged: Judged, routing: RoutingConfig) -> Gates:
+    """What predictions send to the crowded pipeline by the most probable class and by expected cost."""
+    likely = np.where(judged.density_class == CROWDED, "crowded", "standard")
+    rules = {
+        "most probable class": likely,
+        "most probable class, review of doubt": np.where(judged.confidence < routing.min_confidence, "review", likely),
+        "expected cost": gate(judged.class_probability[:, CROWDED], routing),
+    }
+    return Gates(rules, routing.missed_cost, routing.needless_cost, routing.review_cost)
+
+
+def _maps(truth: Truth, judged: Judged) -> dict[int, NDArray[np.float32]]:
     """Maps of the chips that are shown."""
     reduced = array_of(zarr.open_group(truth.path, mode="r"), "reduced")
-    places = near_edge(next(iter(methods.values())))
+    places = near_edge(judged)
     return {place: reduced[int(truth.rows[place]), CHANNELS.index("mean")] for place in places}
 
 
@@ -188,8 +201,9 @@ def judge_weights(
     found = _collect(client, "evaluate", predict_block, tasks, truth.rows, stages)
     valid = np.ones(len(truth), bool)
     routes, _ = route(
-        found["density_class"], found["bright_count"], found["confidence"], valid, found["unlike"], config.routing
-    )
+        found["class_probability"][:, CROWDED], found["bright_count"], found["confidence"], valid, found["unlike"],
+        config.routing,
+    )  # fmt: skip
     return truth.judge(found, routes)
 
 
