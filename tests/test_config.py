@@ -77,6 +77,8 @@ def test_relative_paths_are_taken_from_the_files_folder(tmp_path, monkeypatch):
         ({"inference": {"batch": 0}}, ["inference.batch", "0", "auto"]),
         ({"cluster": {"scheduler": "tcp://a:1", "scheduler_file": "b"}}, ["cluster", "not both"]),
         ({"training": None}, ["training", "None"]),
+        ({"training": {"layer_rates": [1.0, 0.0, 0.1]}}, ["training.layer_rates.1", "found 0.0", "greater than 0"]),
+        ({"routing": {"review_cost": -1}}, ["routing.review_cost", "-1", "0"]),
         (
             {"simulation": {"seed": "x"}, "routing": {"min_confidence": 2}},
             ["simulation.seed", "'x'", "confidence", "2"],

@@ -72,7 +72,7 @@ def trained(store, weights, tmp_path_factory):
     """The same networks, whose weights record a split of this store."""
     from csst_dask.models import load_weights, save_weights
     from csst_dask.training import load_samples
-    from csst_dask.training.samples import record_split
+    from csst_dask.training.record import record_split
 
     folder, samples = tmp_path_factory.mktemp("trained") / weights.name, load_samples(store)
     record = {"split": record_split(samples, samples.split(SEED), SEED)}

@@ -185,3 +185,17 @@ def test_a_training_is_known_by_the_content_of_the_file_and_by_what_it_learns_fr
     assert fingerprint(batch=32) != fingerprint()
     plain = {"task": "classifier", "pretrained": None, "recipe": "csst"}
     assert fingerprint(**plain, crowded=True) != fingerprint(**plain)
+
+
+def test_a_finished_training_asks_for_no_pretrained_file_but_knows_another_one(samples, config, whole, tmp_path):
+    result, out = whole[0], whole[0].weights.parent
+    text = result.card.read_text()
+    assert f"ImageNet weights {config.pretrained.name}" in text
+    assert "| 3 | 1 | 0.001 | 0.0003 | 0.0001 | maps |" in text
+    gone = config.model_copy(update={"pretrained": tmp_path / "gone.pth"})
+    assert fit("regressor", samples, samples.split(0), gone, out) == result
+    with pytest.raises(ConfigError, match=r"cannot read .*gone\.pth"):
+        fit("regressor", samples, samples.split(0), gone, tmp_path / "new")
+    torch.save({}, tmp_path / "gone.pth")
+    with pytest.raises(ConfigError, match="another task, configuration or data"):
+        fit("regressor", samples, samples.split(0), gone, out)

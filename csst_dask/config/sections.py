@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from csst_dask.config.section import Section
 from csst_dask.schema import BANDS, FRAME_SHAPE, MASK_MEANINGS, Mask
@@ -190,7 +190,7 @@ class TrainingConfig(Section):
     """ImageNet weights of the regressor's backbone, a file of torchvision; without it the paper's stages make one."""
     stage_epochs: tuple[PositiveInt, PositiveInt, PositiveInt] = (30, 40, 70)
     """Epochs in which the head, the last residual layer too, and all of a pretrained regressor learn."""
-    layer_rates: tuple[float, float, float] = (1.0, 0.3, 0.1)
+    layer_rates: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 0.3, 0.1)
     """Learning rates of the head, the last residual layer and the rest in these stages, of ``learning_rate``."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto is bf16 on a GPU that has it, fp16 on others, off on a CPU."""

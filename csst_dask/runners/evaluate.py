@@ -136,7 +136,7 @@ def judge_store(
 
 def _choose(store: str, folders: dict[str, Path | None], part: str) -> Judgeable:
     """Chips of a store that all networks may be judged on."""
-    from csst_dask.training.samples import checksum_chips
+    from csst_dask.training.record import checksum_chips
 
     def checksum(chips: Truth) -> str:
         return checksum_chips(*(chips.column(name) for name in ("band", "field", "n_star", "n_bright", "ra", "dec")))
@@ -209,7 +209,7 @@ def judge_weights(
 
 def _apart(store: str, judged: Sequence[Truth]) -> tuple[Truth, str]:
     """Chips of a store to learn from: none near those that are judged. And how many were dropped."""
-    from csst_dask.training.samples import SEPARATION
+    from csst_dask.training.split import SEPARATION
 
     whole = learning = Truth.open(store)
     for chips in judged:
@@ -244,7 +244,7 @@ def _try_trees(
 
 def learn_trees(client: Client, learning: Truth, config: Config, stages: Stages | None = None) -> TreesBaseline:
     """Trees and a support vector machine from the statistics of some chips, a tenth of which (by field) calibrates."""
-    from csst_dask.training.samples import split_by_field
+    from csst_dask.training.split import split_by_field
 
     columns = {name: learning.column(name) for name in ("field", "band", "n_star", "n_bright", "ra", "dec")}
     seed = config.training.seed

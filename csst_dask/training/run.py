@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,8 @@ from csst_dask.errors import ConfigError
 from csst_dask.models.density import DensityNetwork
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
-from csst_dask.training.samples import Samples, Split
+from csst_dask.training.samples import Samples
+from csst_dask.training.split import Split
 from csst_dask.training.stages import Stage, checksum_pretrained, load_pretrained, plan_stages
 
 HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes", "parts"}
@@ -92,17 +94,31 @@ class Run:
         return module.to(device).to(memory_format=torch.channels_last)
 
     @cached_property
+    def pretrained(self) -> str | None:
+        """SHA-256 of the pretrained weights, hexadecimal."""
+        return None if self.config.pretrained is None else checksum_pretrained(self.config.pretrained)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Task and settings that decide what comes out: architecture in full, pretrained weights by their SHA-256."""
-        settings = self.config.model_dump(mode="json", exclude=HOW) | {"arch": self.network["arch"]}
-        if self.config.pretrained is not None:
-            settings["pretrained"] = checksum_pretrained(self.config.pretrained)
-        return {"task": self.task.name, "crowded": self.crowded} | settings
+        return self._settings(self.pretrained)
+
+    def _settings(self, pretrained: str | None) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json", exclude=HOW)
+        known = {"arch": self.network["arch"], "pretrained": pretrained}
+        return {"task": self.task.name, "crowded": self.crowded} | settings | known
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of settings, sets and truth: what a checkpoint must agree with."""
         return self._digest(json.dumps(self.settings, sort_keys=True))
+
+    def fingerprint_beside(self, state: Mapping[str, Any]) -> str:
+        """The fingerprint to compare with a checkpoint's: a finished training can do without its pretrained file."""
+        path = self.config.pretrained
+        if path is None or not state["finished"] or path.exists():
+            return self.fingerprint
+        return self._digest(json.dumps(self._settings(state.get("pretrained")), sort_keys=True))
 
     @property
     def inputs_key(self) -> str:
