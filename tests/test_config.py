@@ -19,7 +19,8 @@ FULL = {
     "inference": {"weights": "weights", "batch": 16},
     "routing": {"min_bright": 5},
     "map": {"nside": 256, "out": "map.zarr", "png": "/maps/map.png"},
-    "training": {"recipe": "paper", "epochs": 3, "bands": ["g", "r"]},
+    "training": {"recipe": "paper", "epochs": 3, "bands": ["g", "r"], "pretrained": "resnet50.pth"},
+    "execution": {"report": "dask.html"},
 }
 
 
@@ -27,6 +28,12 @@ def written(folder, data):
     path = folder / "run.yaml"
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
     return path
+
+
+def test_a_download_is_no_path(tmp_path):
+    config = load_config(written(tmp_path, {"training": {"pretrained": "download"}}))
+    assert config.training.pretrained == "download"
+    assert load_config(written(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
 def test_a_configuration_survives_yaml(tmp_path):
@@ -56,6 +63,8 @@ def test_relative_paths_are_taken_from_the_files_folder(tmp_path, monkeypatch):
     assert config.store == str(folder / "survey.zarr")
     assert config.cluster.scheduler_file == folder / "scheduler.json"
     assert config.inference.weights == folder / "weights"
+    assert config.training.pretrained == folder / "resnet50.pth"
+    assert config.execution.report == folder / "dask.html"
     assert (config.map.out, config.map.png, config.map.fits) == (folder / "map.zarr", Path("/maps/map.png"), None)
 
 

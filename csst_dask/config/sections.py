@@ -165,6 +165,10 @@ class MapConfig(Section):
         return nside
 
 
+DOWNLOAD: Literal["download"] = "download"
+"""Value of ``training.pretrained``."""
+
+
 class TrainingConfig(Section):
     """One network from one store."""
 
@@ -186,8 +190,9 @@ class TrainingConfig(Section):
     mae_weight: float = Field(1.0, ge=0)
     relative_weight: float = Field(0.1, ge=0)
     """Weights of squared, absolute and relative squared error in the loss of the paper's regressor."""
-    pretrained: Path | None = None
-    """ImageNet weights of the regressor's backbone, a file of torchvision; without it the paper's stages make one."""
+    pretrained: Literal["download"] | Path | None = None
+    """ImageNet weights of the regressor's backbone: a file of torchvision, or ``download`` for the one that torch's
+    cache holds or fetches; without it the paper's stages make one."""
     stage_epochs: tuple[PositiveInt, PositiveInt, PositiveInt] = (30, 40, 70)
     """Epochs in which the head, the last residual layer too, and all of a pretrained regressor learn."""
     layer_rates: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 0.3, 0.1)

@@ -57,10 +57,10 @@ def describe_architecture(run: Run, module: nn.Module) -> str:
         f"{network['arch']}, {parameters:,} parameters; inputs `{network['inputs']}`: {network['channels']} channels "
         f"of maps{context}."
     )
-    if run.config.pretrained is None:
+    if run.pretrained_file is None:
         return f"{text} Trained from scratch, from random weights of seed {run.config.seed}."
     return (
-        f"{text} The backbone began with the ImageNet weights {run.config.pretrained.name} (SHA-256 "
+        f"{text} The backbone began with the ImageNet weights {run.pretrained_file.name} (SHA-256 "
         f"`{run.pretrained}`), the head with random ones of seed {run.config.seed}."
     )
 
