@@ -30,6 +30,13 @@ def written(folder, data):
     return path
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs" / "training").glob("*.yaml")))
+def test_configurations_that_come_with_the_package_are_valid(path):
+    training = load_config(path).training
+    assert training.recipe == path.stem
+    assert training.recipe == "csst" or training.epochs > training.patience
+
+
 def test_a_download_is_no_path(tmp_path):
     config = load_config(written(tmp_path, {"training": {"pretrained": "download"}}))
     assert config.training.pretrained == "download"
