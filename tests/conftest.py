@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,23 +30,10 @@ def client():
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """Two untrained networks: what matters to the runners is that they are functions of their input."""
-    import torch
+    """The shipped networks, in a folder of their own."""
+    from csst_dask.models import weights_folder
 
-    from csst_dask.models import build_classifier, build_regressor, residual_quantiles, save_weights
-    from csst_dask.schema import BANDS
-
-    folder, truth = tmp_path_factory.mktemp("weights"), np.linspace(0, 4, 200)
-    common = {"arch": "resnet18", "inputs": "maps", "channels": 4, "bands": list(BANDS)}
-    torch.manual_seed(0)
-    save_weights(build_classifier("resnet18", 4), folder / "classifier.safetensors", {"task": "classifier", **common})
-    quantiles = residual_quantiles(truth, truth + np.sin(37 * truth) / 10)
-    save_weights(
-        build_regressor("resnet18", 4),
-        folder / "regressor.safetensors",
-        {"task": "regressor", "residual_quantiles": quantiles, **common},
-    )
-    return folder
+    return Path(shutil.copytree(weights_folder(None), tmp_path_factory.mktemp("weights") / "shipped"))
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import nn
-from torchvision.models import alexnet, densenet121, resnet18, resnet34, vgg16
 
 from csst_dask.errors import ConfigError
 from csst_dask.schema import N_CLASSES
 
 BASELINE_WIDTHS = (32, 64, 128, 256)
 """Channels of the baseline's convolutions."""
+
+
+def from_torchvision(arch: str, **settings: Any) -> Any:
+    """Build a network of torchvision, whose import takes seconds that the shipped networks need not spend.
+
+    Parameters
+    ----------
+    arch : str
+        Name of a function of `torchvision.models`.
+    **settings
+        Its arguments.
+
+    Returns
+    -------
+    torch.nn.Module
+    """
+    from torchvision import models
+
+    return getattr(models, arch)(**settings)
 
 
 def baseline(num_classes: int, weights: None = None) -> nn.Sequential:
@@ -42,12 +62,9 @@ def baseline(num_classes: int, weights: None = None) -> nn.Sequential:
 
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    "resnet34": resnet34,
-    "vgg16": vgg16,
-    "densenet121": densenet121,
-    "alexnet": alexnet,
+    **{name: partial(from_torchvision, name) for name in ("resnet34", "vgg16", "densenet121", "alexnet")},
     "baseline": baseline,
-    "resnet18": resnet18,
+    "resnet18": partial(from_torchvision, "resnet18"),
 }
 """Architectures of the classifier: ``resnet34`` is the paper's choice, the next four are what it was compared with
 (table 4), ``resnet18`` is the quick one."""

@@ -7,17 +7,19 @@ follows from the count and its uncertainty.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
 from csst_dask.errors import ConfigError
 from csst_dask.models.classifiers import CLASSIFIERS, set_channels
 from csst_dask.models.regressor import REGRESSORS
 from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 OUTPUTS = {"logits": N_CLASSES, "star": 2, "bright": 2}
 """What the network tells, and how many numbers each takes: logits of the classes; log10(1 + n), dex, and the natural

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
-from torchvision.models import ResNet, resnet18, resnet50
 
 from csst_dask.errors import ConfigError
-from csst_dask.models.classifiers import set_channels
+from csst_dask.models.classifiers import from_torchvision, set_channels
 
-REGRESSORS: dict[str, Callable[..., ResNet]] = {"resnet50": resnet50, "resnet18": resnet18}
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
+
+REGRESSORS: dict[str, Callable[..., ResNet]] = {
+    name: partial(from_torchvision, name) for name in ("resnet50", "resnet18")
+}
 """Backbones of the regressor; ``resnet50`` is the paper's choice, ``resnet18`` the quick one."""
 
 HEAD = (512, 256, 128)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,7 +51,7 @@ def examine() -> list[Finding]:
     findings = [Finding("python", platform.python_version(), "ok")]
     findings += [_package(name) for name in CORE]
     findings += [_extra(name, *about) for name, about in EXTRAS.items()]
-    findings += [_gpu(), _cores(), _disk(), _kernel(), _weights()]
+    findings += [_gpu(), _workers(), _slurm(), _cores(), _disk(), _kernel(), _weights()]
     return findings
 
 
@@ -82,6 +83,27 @@ def _gpu() -> Finding:
         return Finding("GPU", "none that torch can use", "optional", "work runs on the CPU")
     names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     return Finding("GPU", ", ".join(names), "ok")
+
+
+def _workers() -> Finding:
+    from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus
+
+    gpus = count_gpus()
+    try:
+        check_gpu_cluster(gpus, None)
+    except NoGpuCluster as reason:
+        return Finding("a worker for each GPU", "no", "optional", str(reason))
+    return Finding("a worker for each GPU", f"{gpus}", "ok")
+
+
+def _slurm() -> Finding:
+    where = shutil.which("sbatch")
+    if where is None:
+        return Finding("SLURM", "no sbatch on PATH", "optional", "for scripts/*.sbatch and configs/slurm.yaml")
+    said = subprocess.run(["sinfo", "-h", "-o", "%P %D nodes"], capture_output=True, text=True)
+    if said.returncode:
+        return Finding("SLURM", "sbatch is there, but no controller answers", "optional", said.stderr.strip()[:100])
+    return Finding("SLURM", ", ".join(said.stdout.splitlines()), "ok", "for scripts/*.sbatch and configs/slurm.yaml")
 
 
 def _cores() -> Finding:

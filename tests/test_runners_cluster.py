@@ -1,0 +1,170 @@
+"""Where the work goes: a scheduler that was named, GPUs, or processes here; and why."""
+
+import os
+import stat
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from distributed import LocalCluster, wait
+
+from csst_dask.config import ClusterConfig, SlurmConfig
+from csst_dask.errors import ConfigError
+from csst_dask.runners.cluster import connect, known_workers
+from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
+from csst_dask.runners.settings import SETTINGS, exports
+from csst_dask.runners.slurm import job_options
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    """A machine whose driver tells of two GPUs, as far as the tool that lists them goes."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA Fake (UUID: GPU-1)'\necho 'GPU 1: NVIDIA Fake (UUID: GPU-2)'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    return monkeypatch
+
+
+@pytest.fixture
+def dask_cuda(gpus):
+    """A dask-cuda that starts ordinary workers."""
+    module = types.ModuleType("dask_cuda")
+    module.__spec__ = types.SimpleNamespace()
+    module.LocalCUDACluster = LocalCluster
+    gpus.setitem(sys.modules, "dask_cuda", module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("visible", "number"), [(None, 2), ("0", 1), ("1,0", 2), ("", 0), ("-1", 0), ("0,7,1", 1), ("GPU-2", 1)]
+)
+def test_gpus_are_counted_as_cuda_sees_them(gpus, visible, number):
+    if visible is not None:
+        gpus.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus() == number
+
+
+def test_a_worker_for_each_gpu(dask_cuda, capsys):
+    client = connect()
+    try:
+        client.wait_for_workers(2, timeout=60)
+        assert len(known_workers(client)) == 2
+        assert "2 worker processes, each with one of 2 GPUs" in capsys.readouterr().out
+    finally:
+        client.close()
+
+
+def test_why_there_is_no_worker_for_each_gpu(gpus):
+    gpus.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NoGpuCluster, match="2 GPUs but dask-cuda is not installed"):
+        check_gpu_cluster(2, None)
+    with pytest.raises(NoGpuCluster, match="3 workers were asked for, more than 2 GPUs"):
+        check_gpu_cluster(2, 3)
+    with pytest.raises(NoGpuCluster, match="no GPU here"):
+        check_gpu_cluster(0, None)
+
+
+def test_a_broken_driver_is_no_end(dask_cuda):
+    def broken(**_):
+        raise RuntimeError("NVMLError_LibraryNotFound")
+
+    dask_cuda.LocalCUDACluster = broken
+    with pytest.raises(NoGpuCluster, match=r"cannot use the GPUs .*LibraryNotFound"):
+        start_cuda_cluster(2)
+
+
+def test_workers_without_a_gpu_of_their_own_see_none(gpus, capsys):
+    client = connect(workers=3)
+    try:
+        client.wait_for_workers(3, timeout=60)
+        assert "3 workers were asked for, more than 2 GPUs" in capsys.readouterr().out
+        assert set(client.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).values()) == {""}
+    finally:
+        client.close()
+
+
+def test_a_cluster_grows_with_its_work_and_shrinks_again():
+    client = connect(minimum=1, maximum=2, quiet=True)
+    try:
+        client.wait_for_workers(1, timeout=60)
+        assert len(known_workers(client)) == 1
+        tasks = client.map(lambda k: time.sleep(0.3), range(200), pure=False)
+        deadline = time.monotonic() + 120
+        while len(known_workers(client)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        client.cancel(tasks)
+        while len(known_workers(client)) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        client.close()
+
+
+def test_a_running_cluster_is_joined(client, tmp_path, capsys):
+    address = client.scheduler.address
+    other = connect(scheduler=address)
+    try:
+        assert "joined the scheduler that was named" in capsys.readouterr().out
+        done, _ = wait(other.submit(sum, [1, 2]))
+        assert done.pop().result() == 3
+    finally:
+        other.close()
+    assert client.submit(sum, [1, 2]).result() == 3, "the cluster of others was closed"
+    with pytest.raises(ConfigError, match=r"scheduler_file: .* does not exist"):
+        connect(scheduler_file=tmp_path / "nowhere.json")
+
+
+def test_nobody_answers():
+    with pytest.raises(ConfigError, match=r"no scheduler answers at tcp://127.0.0.1:9"):
+        connect(scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scheduler": "tcp://a:1", "scheduler_file": "b"}, "not both"),
+        ({"workers": 2, "maximum": 3}, "not both"),
+        ({"minimum": 3, "maximum": 2}, "above maximum"),
+        ({"slurm": {"walltime": 14400}}, "quotation marks"),
+        ({"slurm": {"walltime": "soon"}}, "expected a walltime"),
+        ({"slurm": {"directives": ["qos=long"]}}, "no option of sbatch"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        connect(**settings)
+
+
+def test_slurm_without_slurm(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ConfigError, match="sbatch is not on PATH"):
+        connect(slurm={}, workers=1)
+    with pytest.raises(ConfigError, match="no number of workers"):
+        connect(slurm={})
+
+
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [("30", 1800), ("30:10", 1810), ("04:00:00", 14400), ("1-06", 108000), ("2-00:30:05", 174605)],
+)
+def test_walltimes_are_read_as_slurm_reads_them(walltime, seconds):
+    assert SlurmConfig(walltime=walltime).walltime_seconds == seconds
+    assert f"{max(seconds - 60, seconds // 2)}s" in " ".join(
+        job_options(SlurmConfig(walltime=walltime))["job_script_prologue"]
+    )
+
+
+def test_settings_reach_processes_that_are_started_otherwise():
+    """What the batch scripts export is what Dask then reads."""
+    code = "import dask, distributed; print(dask.config.get('distributed.scheduler.allowed-failures'), end='')"
+    script = "\n".join([*exports(), f'"{sys.executable}" -c "{code}"'])
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == str(SETTINGS["distributed.scheduler.allowed-failures"])
+    assert ClusterConfig(slurm=SlurmConfig()).elsewhere
+    assert not ClusterConfig(workers=2).elsewhere
