@@ -25,6 +25,9 @@ CLASS_EDGES = (1, 100, 1_000, 10_000, 100_000)
 
 N_CLASSES = len(CLASS_EDGES) + 1
 
+CROWDED = N_CLASSES - 1
+"""Density class for which the regression is bypassed (paper, section 4.5)."""
+
 CLASS_LABELS = ("0", "1-99", "100-999", "1e3-9999", "1e4-99999", ">=1e5")
 
 BRIGHT_LIMIT = 23.5
@@ -36,7 +39,7 @@ STAR_LIMIT = 26.5
 STATUSES = ("pending", "done", "rejected", "superseded")
 
 ROUTES = ("invalid", "crowded", "review", "sparse", "standard")
-"""What the pipeline should do next, by falling precedence."""
+"""What the pipeline should do next, by falling precedence; but a chip unlike the training data is reviewed first."""
 
 ROUTE_FLAGS = {name: 1 << bit for bit, name in enumerate(ROUTES)}
 """CF flag bit of each route in ``route_flags``."""

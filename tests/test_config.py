@@ -19,7 +19,8 @@ FULL = {
     "inference": {"weights": "weights", "batch": 16},
     "routing": {"min_bright": 5},
     "map": {"nside": 256, "out": "map.zarr", "png": "/maps/map.png"},
-    "training": {"recipe": "paper", "epochs": 3, "bands": ["g", "r"]},
+    "training": {"recipe": "paper", "epochs": 3, "bands": ["g", "r"], "pretrained": "resnet50.pth"},
+    "execution": {"report": "dask.html"},
 }
 
 
@@ -27,6 +28,19 @@ def written(folder, data):
     path = folder / "run.yaml"
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
     return path
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs" / "training").glob("*.yaml")))
+def test_configurations_that_come_with_the_package_are_valid(path):
+    training = load_config(path).training
+    assert training.recipe == path.stem
+    assert training.recipe == "csst" or training.epochs > training.patience
+
+
+def test_a_download_is_no_path(tmp_path):
+    config = load_config(written(tmp_path, {"training": {"pretrained": "download"}}))
+    assert config.training.pretrained == "download"
+    assert load_config(written(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
 def test_a_configuration_survives_yaml(tmp_path):
@@ -56,6 +70,8 @@ def test_relative_paths_are_taken_from_the_files_folder(tmp_path, monkeypatch):
     assert config.store == str(folder / "survey.zarr")
     assert config.cluster.scheduler_file == folder / "scheduler.json"
     assert config.inference.weights == folder / "weights"
+    assert config.training.pretrained == folder / "resnet50.pth"
+    assert config.execution.report == folder / "dask.html"
     assert (config.map.out, config.map.png, config.map.fits) == (folder / "map.zarr", Path("/maps/map.png"), None)
 
 
@@ -77,6 +93,8 @@ def test_relative_paths_are_taken_from_the_files_folder(tmp_path, monkeypatch):
         ({"inference": {"batch": 0}}, ["inference.batch", "0", "auto"]),
         ({"cluster": {"scheduler": "tcp://a:1", "scheduler_file": "b"}}, ["cluster", "not both"]),
         ({"training": None}, ["training", "None"]),
+        ({"training": {"layer_rates": [1.0, 0.0, 0.1]}}, ["training.layer_rates.1", "found 0.0", "greater than 0"]),
+        ({"routing": {"review_cost": -1}}, ["routing.review_cost", "-1", "0"]),
         (
             {"simulation": {"seed": "x"}, "routing": {"min_confidence": 2}},
             ["simulation.seed", "'x'", "confidence", "2"],

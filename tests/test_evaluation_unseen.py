@@ -10,7 +10,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.evaluation.truth import Truth
 from csst_dask.evaluation.unseen import FLATTERS, choose_chips
 from csst_dask.training import Samples
-from csst_dask.training.samples import checksum_chips, record_split
+from csst_dask.training.record import checksum_chips, record_split
 
 COLUMNS = ("band", "field", "n_star", "n_bright", "ra", "dec")
 

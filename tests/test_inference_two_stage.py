@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from csst_dask.config import RoutingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.inference import Predictor, load_two_stage, predict_batch
+from csst_dask.inference import Predictor, load_two_stage, predict_batch, route
 from csst_dask.inference.batching import CPU_BATCH, MAX_BATCH, batch_that_fits
 from csst_dask.inference.device import choose_device, choose_precision, is_fatal, is_out_of_memory
-from csst_dask.models import build_classifier, build_regressor, residual_quantiles, save_weights
+from csst_dask.models import build_classifier, build_network, build_regressor, residual_quantiles, save_weights
 from csst_dask.models.regressor import set_output_level
 
 N, SIZE = 7, 16
@@ -187,3 +188,49 @@ def test_errors_that_break_a_device_are_told_from_those_that_do_not():
         assert is_out_of_memory(error)
     for error in (*full, RuntimeError("shapes"), ValueError("CUDA error: said a file"), OSError("disk")):
         assert not is_fatal(error)
+
+
+def perceptron(task, limit, folder):
+    """A density network that calls chips unlike by how far they lie from nothing; its metadata."""
+    from csst_dask.preprocess.context import context_length, histogram_length
+
+    network = {"context": context_length("context"), "histograms": histogram_length("context")}
+    metadata = {"task": task, "arch": "perceptron", "inputs": "context", "channels": 0, "bands": ["g"], **network}
+    module = build_network(metadata)
+    generator = torch.Generator().manual_seed(1)
+    module.standardise(torch.rand(64, network["context"], generator=generator))
+    quantiles = residual_quantiles(np.linspace(-0.2, 0.3, 101), np.zeros(101), scale=np.ones(101))
+    extra = {"strangeness_limit": limit, "residual_quantiles": quantiles, "star_quantiles": quantiles}
+    save_weights(module, folder / f"{task}.safetensors", metadata | extra)
+
+
+@pytest.mark.parametrize(
+    ("limits", "crowded", "expected"),
+    [
+        ((np.inf, np.inf), False, False),
+        ((0.0, np.inf), False, True),
+        ((np.inf, 0.0), False, True),
+        ((0.0, 0.0), False, True),
+        ((np.inf, 0.0), True, False),  # the regressor is not asked about crowded chips
+        ((0.0, np.inf), True, True),
+    ],
+)
+def test_a_chip_is_unlike_if_either_network_finds_it_so(tmp_path, limits, crowded, expected):
+    for task, limit in zip(("classifier", "regressor"), limits, strict=True):
+        perceptron(task, limit, tmp_path)
+    models = load_two_stage(tmp_path)
+    with torch.no_grad():
+        models.classifier.module.context_head[-1].bias[0] = 6.0 if crowded else 2.5
+    reduced, scalars, _ = chips()
+    found = predict_batch(models, reduced, scalars, ["g"] * N, batch=4)
+    assert (found["density_class"] == 5).all() == crowded
+    assert found["unlike"].tolist() == [expected] * N
+    names, _ = route(
+        found["class_probability"][:, 5],
+        found["bright_count"],
+        np.ones(N),
+        [True] * N,
+        found["unlike"],
+        RoutingConfig(),
+    )
+    assert set(names.tolist()) <= ({"review"} if expected else {"crowded", "standard", "sparse"})

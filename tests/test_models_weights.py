@@ -142,13 +142,17 @@ def test_regressors_round_trip_too(tmp_path):
 
 def test_the_card_states_what_it_was_given(tmp_path):
     write_model_card(
-        tmp_path / "card.md", METADATA, data="12 chips.", split="By field.", command="csst-dask train x",
+        tmp_path / "card.md", METADATA, network="11 million parameters.", data="12 chips.", split="By field.",
+        training="Three stages.", budget="9 s on a potato.", command="csst-dask train x",
         metrics={"accuracy": (0.875, 0.031)}, limits="Not for spectra.", checksum="ab" * 32,
     )  # fmt: skip
     text = (tmp_path / "card.md").read_text()
     for part in (
         "resnet18",
         "g, r",
+        "11 million",
+        "Three stages.",
+        "9 s on a potato.",
         "12 chips.",
         "By field.",
         "csst-dask train x",

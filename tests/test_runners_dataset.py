@@ -151,7 +151,7 @@ def test_a_store_without_truth_is_refused(tmp_path):
 
 
 def test_the_splits_are_those_of_training_and_chance():
-    from csst_dask.training.samples import split_by_field
+    from csst_dask.training.split import split_by_field
 
     rng = np.random.default_rng(2)
     field = np.repeat([f"f{k}" for k in range(30)], 4)

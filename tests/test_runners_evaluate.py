@@ -72,7 +72,7 @@ def trained(store, weights, tmp_path_factory):
     """The same networks, whose weights record a split of this store."""
     from csst_dask.models import load_weights, save_weights
     from csst_dask.training import load_samples
-    from csst_dask.training.samples import record_split
+    from csst_dask.training.record import record_split
 
     folder, samples = tmp_path_factory.mktemp("trained") / weights.name, load_samples(store)
     record = {"split": record_split(samples, samples.split(SEED), SEED)}
@@ -107,6 +107,9 @@ def test_networks_and_baselines_are_judged_on_the_test_chips_that_the_weights_re
     assert (costs[["ms_per_image", "memory_mb"]] > 0).all(axis=None)
     assert costs.loc[TREES, "parameters"] > 1000
     assert set(pd.read_csv(page.parent / "table4.csv")["method"]) == {TREES, EXTRACTION}
+    gates = pd.read_csv(page.parent / "gates.csv")
+    assert gates["rule"].tolist()[::2] == ["most probable class", "expected cost"]
+    assert "costs 5, one below" in text
 
 
 def test_stores_with_pixels_are_a_comparison_of_their_own_and_what_cannot_run_is_explained(

@@ -11,7 +11,7 @@ import torch
 
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.models import load_weights
+from csst_dask.models import load_weights, weights_folder
 from csst_dask.preprocess.histograms import HISTOGRAMS
 from csst_dask.training import Samples, Split, cache
 from csst_dask.training import fit as fit_anywhere
@@ -180,6 +180,11 @@ def test_progress_log_and_card_tell_the_same_story(whole):
     text = result.card.read_text()
     assert "No field is shared" in text
     assert "21 chips of 6 fields to learn from" in text
+    assert "Trained from scratch" in text
+    assert "| 1 | 1 | 0.003 | frozen | frozen | context |" in text
+    assert "| 2 | 1 | 0.0003 | 0.001 | 0.001 | maps |" in text
+    seconds = sum(float(row["seconds"]) for row in rows)
+    assert f"21 chips, 21 visits an epoch; 2 epochs of 2 steps in {seconds:,.0f} s on 1 threads" in text
     for name, (value, _) in result.metrics.items():
         assert f"| {name} | {value:.4g} |" in text
 
@@ -231,3 +236,17 @@ def test_what_cannot_be_trained_is_refused(samples, tmp_path):
         fit("classifier", samples, few, CONFIG, tmp_path)
     with pytest.raises(ConfigError, match="classifier, regressor"):
         fit("segmenter", samples, SPLIT, CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["classifier", "regressor"])
+def test_shipped_cards_describe_the_shipped_weights(task):
+    model = load_weights(weights_folder() / f"{task}.safetensors", task)
+    text = (weights_folder() / f"{task}.md").read_text()
+    training, chips = model.metadata["training"], model.metadata["training"]["chips"]
+    assert f"`{model.checksum}`" in text
+    assert f"{sum(tensor.numel() for tensor in model.module.parameters()):,} parameters" in text
+    assert f"{chips['train']} chips of" in text
+    assert f"{training['epochs']} epochs of" in text
+    assert "from scratch" in text
+    for name, (value, _) in model.metadata["metrics"].items():
+        assert f"| {name} | {value:.4g} |" in text

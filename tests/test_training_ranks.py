@@ -94,7 +94,7 @@ def take_steps(task: str, store: str, out: str, config: TrainingConfig) -> None:
         if ranks.first:
             InputCache.fill(folder / "inputs", samples, run.visited, run.recipe.inputs)
         cache = InputCache.open(folder / "inputs", samples, run.visited)
-        loop = Loop(run, ranks, cache, run.build(cache, ranks.device), folder, config.parts)
+        loop = Loop(run, ranks, cache, run.build(cache, ranks.device), folder, config.parts, run.fingerprint)
         losses: list[float] = []
         loop.progress = lambda *step: losses.append(step[-1])
         for layer in loop.module.modules():
@@ -258,7 +258,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_from_which_the_same_command_en
     assert not ranks_of(out)
     samples = load_samples(training_store)
     run = plan_run(task_named("regressor"), samples, samples.split(CONFIG.seed), CONFIG)
-    state = load_checkpoint(out / "checkpoint.pt", run.fingerprint)
+    state = load_checkpoint(out / "checkpoint.pt", run.fingerprint_beside)
     assert state["step"] > 0, "the step at hand was not saved"
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0, again.output

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from csst_dask.errors import ConfigError
 from csst_dask.schema import CHANNELS
 from csst_dask.training import Samples, load_samples, split_by_field
-from csst_dask.training.samples import MOST_CENTRES, cover, record_split, split_at_random
+from csst_dask.training.record import MOST_CENTRES, cover, record_split
+from csst_dask.training.split import split_at_random
 
 
 def sky(n_fields, per_field, seed):

@@ -1,12 +1,14 @@
 """A pretrained regressor is unfrozen from its head to its first layer, and can be killed in every stage."""
 
+import shutil
 from functools import partial
+from urllib.error import URLError
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from csst_dask.config import TrainingConfig
+from csst_dask.config import DOWNLOAD, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models import build_regressor
 from csst_dask.models.density import CONTEXT_PARTS, build_density_network
@@ -185,3 +187,42 @@ def test_a_training_is_known_by_the_content_of_the_file_and_by_what_it_learns_fr
     assert fingerprint(batch=32) != fingerprint()
     plain = {"task": "classifier", "pretrained": None, "recipe": "csst"}
     assert fingerprint(**plain, crowded=True) != fingerprint(**plain)
+
+
+def test_a_finished_training_asks_for_no_pretrained_file_but_knows_another_one(samples, config, whole, tmp_path):
+    result, out = whole[0], whole[0].weights.parent
+    text = result.card.read_text()
+    assert f"ImageNet weights {config.pretrained.name}" in text
+    assert "| 3 | 1 | 0.001 | 0.0003 | 0.0001 | maps |" in text
+    gone = config.model_copy(update={"pretrained": tmp_path / "gone.pth"})
+    assert fit("regressor", samples, samples.split(0), gone, out) == result
+    with pytest.raises(ConfigError, match=r"cannot read .*gone\.pth"):
+        fit("regressor", samples, samples.split(0), gone, tmp_path / "new")
+    torch.save({}, tmp_path / "gone.pth")
+    with pytest.raises(ConfigError, match="another task, configuration or data"):
+        fit("regressor", samples, samples.split(0), gone, out)
+
+
+def test_downloaded_weights_are_those_of_the_file_and_are_fetched_once(samples, config, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    wanted, asked = config.model_copy(update={"pretrained": DOWNLOAD}), []
+
+    def download(url, path, *_, **__):
+        asked.append(url)
+        shutil.copy(config.pretrained, path)
+
+    def offline(url, *_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    out = whole[0].weights.parent
+    assert fit("regressor", samples, samples.split(0), wanted, out) == whole[0]  # finished: nothing is fetched
+    with pytest.raises(ConfigError, match=r"cannot fetch .*resnet18.*no route to host.*from scratch"):
+        fit("regressor", samples, samples.split(0), wanted, tmp_path / "new")
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    run = plan_run(task_named("regressor"), samples, samples.split(0), config)
+    for _ in range(2):
+        again = plan_run(task_named("regressor"), samples, samples.split(0), wanted)
+        assert again.fingerprint == run.fingerprint
+    assert len(asked) == 1
+    assert asked[0].startswith("https://download.pytorch.org/models/resnet18-")

@@ -4,6 +4,7 @@ from csst_dask.config.cluster import ClusterConfig, SlurmConfig
 from csst_dask.config.load import Config, build_config, load_config, with_settings
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
+    DOWNLOAD,
     ExecutionConfig,
     InferenceConfig,
     IngestConfig,
@@ -15,6 +16,7 @@ from csst_dask.config.sections import (
 from csst_dask.config.simulation import SimulationConfig
 
 __all__ = [
+    "DOWNLOAD",
     "ClusterConfig",
     "Config",
     "ExecutionConfig",

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from csst_dask.config.cluster import ClusterConfig
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
+    DOWNLOAD,
     ExecutionConfig,
     InferenceConfig,
     IngestConfig,
@@ -161,6 +162,10 @@ def _anchor_paths(config: Config, folder: Path) -> Config:
             "simulation": config.simulation.model_copy(
                 update=anchored(config.simulation, "psf")
                 | {"avoid": tuple(folder / path.expanduser() for path in config.simulation.avoid)}
+            ),
+            "execution": config.execution.model_copy(update=anchored(config.execution, "report")),
+            "training": config.training.model_copy(
+                update={} if config.training.pretrained == DOWNLOAD else anchored(config.training, "pretrained")
             ),
             "map": config.map.model_copy(update=anchored(config.map, "out", "png", "fits", "moc")),
         }

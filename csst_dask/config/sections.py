@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from csst_dask.config.section import Section
 from csst_dask.schema import BANDS, FRAME_SHAPE, MASK_MEANINGS, Mask
@@ -137,6 +137,13 @@ class RoutingConfig(Section):
     """Fewer bright stars than this are too few for astrometry."""
     min_confidence: float = Field(0.6, ge=0, le=1)
     """A class probability below this asks for review."""
+    missed_cost: float = Field(5.0, ge=0)
+    """Cost of a chip of density class 5 that the standard pipeline takes; a chip that the crowded one takes in vain
+    costs 1 by default, and only ratios matter."""
+    needless_cost: float = Field(1.0, ge=0)
+    """Cost of a chip below density class 5 that the crowded pipeline takes."""
+    review_cost: float = Field(0.5, ge=0)
+    """Cost of a chip that somebody looks at instead."""
 
 
 class MapConfig(Section):
@@ -156,6 +163,10 @@ class MapConfig(Section):
         if not 1 <= nside <= 65536 or nside & (nside - 1):
             raise ValueError(f"nside must be a power of two from 1 to 65536, found {nside}")
         return nside
+
+
+DOWNLOAD: Literal["download"] = "download"
+"""Value of ``training.pretrained``."""
 
 
 class TrainingConfig(Section):
@@ -179,11 +190,12 @@ class TrainingConfig(Section):
     mae_weight: float = Field(1.0, ge=0)
     relative_weight: float = Field(0.1, ge=0)
     """Weights of squared, absolute and relative squared error in the loss of the paper's regressor."""
-    pretrained: Path | None = None
-    """ImageNet weights of the regressor's backbone, a file of torchvision; without it the paper's stages make one."""
+    pretrained: Literal["download"] | Path | None = None
+    """ImageNet weights of the regressor's backbone: a file of torchvision, or ``download`` for the one that torch's
+    cache holds or fetches; without it the paper's stages make one."""
     stage_epochs: tuple[PositiveInt, PositiveInt, PositiveInt] = (30, 40, 70)
     """Epochs in which the head, the last residual layer too, and all of a pretrained regressor learn."""
-    layer_rates: tuple[float, float, float] = (1.0, 0.3, 0.1)
+    layer_rates: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 0.3, 0.1)
     """Learning rates of the head, the last residual layer and the rest in these stages, of ``learning_rate``."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto is bf16 on a GPU that has it, fp16 on others, off on a CPU."""

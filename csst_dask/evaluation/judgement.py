@@ -19,10 +19,12 @@ from csst_dask.evaluation.comparison import (
 )
 from csst_dask.evaluation.cost import Cost
 from csst_dask.evaluation.figures import Maps, plot_losses
+from csst_dask.evaluation.gates import Gates
 from csst_dask.evaluation.judged import Judged
+from csst_dask.evaluation.neighbours import Joint
 from csst_dask.evaluation.page import Page, check_names, slug
 from csst_dask.evaluation.scores import DRAWS, class_scores
-from csst_dask.evaluation.sections import show_budget, show_classes, show_counts, show_other, show_trust
+from csst_dask.evaluation.sections import show_budget, show_classes, show_counts, show_joint, show_other, show_trust
 from csst_dask.evaluation.tables import parts
 from csst_dask.evaluation.weighting import WEIGHTINGS, weigh
 
@@ -53,6 +55,8 @@ def write_judgement(
     costs: Sequence[Cost] = (),
     machine: str = "",
     others: Sequence[Comparison] = (),
+    joint: Joint | None = None,
+    gates: Gates | None = None,
 ) -> Path:
     """Write the judgement of the first method, and the others compared with it.
 
@@ -75,6 +79,10 @@ def write_judgement(
         What they were measured on.
     others : sequence of Comparison, optional
         More comparisons, each on chips of its own.
+    joint : Joint, optional
+        Estimates of the principal method's chips from whole exposures.
+    gates : Gates, optional
+        Rules that send the principal method's chips to the crowded pipeline, and what mistakes cost.
 
     Returns
     -------
@@ -95,8 +103,10 @@ def write_judgement(
         _comparison(page, methods)
     show_classes(page, judged, maps)
     show_counts(page, judged)
+    if joint is not None:
+        show_joint(page, judged, joint)
     show_budget(page, judged)
-    show_trust(page, judged)
+    show_trust(page, judged, gates)
     if logs:
         page.say("## Training")
         plot_losses({key: pd.read_csv(path) for key, path in logs.items()}, page.picture("losses", LOSSES))

@@ -7,7 +7,9 @@ import numpy as np
 from csst_dask.evaluation.budget import NEAR_EDGE, TARGET, accuracy_curve, budget_table, variance_components
 from csst_dask.evaluation.figures import Maps, near_edge, plot_confusion, plot_near_edge, plot_star_counts
 from csst_dask.evaluation.figures_scores import plot_error_budget, plot_predicted_counts, plot_reliability
+from csst_dask.evaluation.gates import Gates, gate_table
 from csst_dask.evaluation.judged import Judged
+from csst_dask.evaluation.neighbours import Joint, joint_table
 from csst_dask.evaluation.page import Page, slug
 from csst_dask.evaluation.tables import band_table, bypass_table, class_table, count_table, edge_table, overall_table
 from csst_dask.evaluation.trust import (
@@ -78,6 +80,20 @@ COUNTS = (
 )
 
 
+def show_joint(page: Page, judged: Judged, joint: Joint) -> None:
+    """Counts of all stars if the chips of an exposure borrow from each other."""
+    page.say("## Counts of all stars from whole exposures")
+    page.show("joint", joint_table(judged, joint), JOINT)
+
+
+JOINT = (
+    "Errors of log10(1 + stars), dex, and the share of counts that lie in the right class: each chip alone, and with "
+    "the other chips of its exposure in all bands. Each half of the fields is judged by what was learned from the "
+    "other half. Within: the share that errs by less than the estimate's own standard error, 0.68 if that is right. "
+    "Neighbours are as alike as the sky of this store makes them"
+)
+
+
 def show_budget(page: Page, judged: Judged) -> None:
     """What scatter of the counts costs, and what it is common to."""
     page.say("## What the errors of the counts cost in accuracy")
@@ -107,7 +123,7 @@ COMPONENTS = (
 SHARES = "Errors of the star counts by what they are common to; the lines are the whole, root mean square."
 
 
-def show_trust(page: Page, judged: Judged) -> None:
+def show_trust(page: Page, judged: Judged, gates: Gates | None = None) -> None:
     """Intervals, probabilities and routes against what happened."""
     known = [of for of in ("bright", "star") if np.isfinite(getattr(judged, f"{of}_lower")).any()]
     if known:
@@ -135,6 +151,16 @@ def show_trust(page: Page, judged: Judged) -> None:
     if (judged.route != "").any():
         page.say("## Routes")
         page.show("routes", route_table(judged), "Chips by what the pipeline should do next, and their classes")
+    if gates is not None:
+        how = GATES.format(gates.missed_cost, gates.needless_cost, gates.review_cost)
+        page.show("gates", gate_table(judged, gates), how)
+
+
+GATES = (
+    "Chips sent to the crowded pipeline and to review by each rule, before other reasons for a review. A chip of class "
+    "5 that the standard pipeline takes (missed) costs {:g}, one below it that the crowded pipeline takes (needless) "
+    "{:g}, a review {:g}; cost is the mean of a chip"
+)
 
 
 def show_other(page: Page, name: str, judged: Judged) -> None:

@@ -6,11 +6,34 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.config import RoutingConfig
-from csst_dask.schema import N_CLASSES, ROUTE_FLAGS, ROUTES
+from csst_dask.schema import ROUTE_FLAGS, ROUTES
+
+
+def gate(crowded_probability: ArrayLike, config: RoutingConfig) -> NDArray[np.str_]:
+    """Decide which pipeline is expected to cost least.
+
+    Parameters
+    ----------
+    crowded_probability : (n,) array_like of float
+        Calibrated probability of density class 5.
+    config : RoutingConfig
+        With the chance p, the standard pipeline costs p ``missed_cost``, the crowded one (1 - p) ``needless_cost``, a
+        review always ``review_cost``.
+
+    Returns
+    -------
+    (n,) str array
+        ``standard``, ``crowded`` or ``review``; of equal costs the first of these. NaN is ``standard``.
+    """
+    chance = np.asarray(crowded_probability, np.float64)
+    missed, needless = chance * config.missed_cost, (1 - chance) * config.needless_cost
+    crowded = (needless < missed) & (needless <= config.review_cost)
+    review = np.minimum(missed, needless) > config.review_cost
+    return np.where(crowded, "crowded", np.where(review, "review", "standard"))
 
 
 def route(
-    density_class: ArrayLike,
+    crowded_probability: ArrayLike,
     bright_count: ArrayLike,
     confidence: ArrayLike,
     valid: ArrayLike,
@@ -21,8 +44,8 @@ def route(
 
     Parameters
     ----------
-    density_class : (n,) array_like of int
-        0 to 5.
+    crowded_probability : (n,) array_like of float
+        Of density class 5; decides with `gate`.
     bright_count : (n,) array_like of float
         Predicted bright stars on the chip; NaN where bypassed, which is not sparse.
     confidence : (n,) array_like of float
@@ -30,28 +53,29 @@ def route(
     valid : (n,) array_like of bool
         False: the chip has no usable prediction.
     unlike : (n,) array_like of bool
-        True: unlike the training data.
+        True: unlike the training data, so that its probabilities say nothing.
     config : RoutingConfig
-        Thresholds; a value equal to one is good enough.
+        Thresholds, where a value equal to one is good enough, and costs.
 
     Returns
     -------
     route : (n,) str array
-        The first that applies of `schema.ROUTES`: invalid, crowded, review, sparse, standard.
+        ``review`` for valid chips that are unlike; else the first that applies of `schema.ROUTES`: invalid, crowded,
+        review, sparse, standard.
     route_flags : (n,) uint8 array
         All that apply, as bits of `schema.ROUTE_FLAGS`; the bit of ``standard`` stands alone.
     """
-    density_class, bright_count, confidence = (
-        np.asarray(values) for values in (density_class, bright_count, confidence)
-    )
-    valid = np.asarray(valid, bool)
+    bright_count, confidence = np.asarray(bright_count), np.asarray(confidence)
+    valid, unlike = np.asarray(valid, bool), np.asarray(unlike, bool)
+    gates = gate(crowded_probability, config)
+    doubtful = (confidence < config.min_confidence) | (valid & np.isnan(confidence))
     applies = {
         "invalid": ~valid,
-        "crowded": density_class == N_CLASSES - 1,
-        "review": np.asarray(unlike, bool) | (confidence < config.min_confidence) | (valid & np.isnan(confidence)),
+        "crowded": gates == "crowded",
+        "review": unlike | doubtful | (gates == "review"),
         "sparse": bright_count < config.min_bright,
     }
     applies["standard"] = ~np.any(list(applies.values()), axis=0)
     flags = sum(ROUTE_FLAGS[name] * applies[name].astype(np.uint8) for name in ROUTES)
-    first = np.argmax([applies[name] for name in ROUTES], axis=0)
-    return np.asarray(ROUTES)[first], np.asarray(flags, np.uint8)
+    names = np.asarray(ROUTES)[np.argmax([applies[name] for name in ROUTES], axis=0)]
+    return np.where(valid & unlike, "review", names), np.asarray(flags, np.uint8)

@@ -18,13 +18,10 @@ from csst_dask.models.files import weights_folder
 from csst_dask.models.weights import LoadedModel, load_weights
 from csst_dask.preprocess.context import make_context
 from csst_dask.preprocess.inputs import SCALARS, make_inputs
-from csst_dask.schema import N_CLASSES
+from csst_dask.schema import CROWDED
 
 KNOWN = (*SCALARS, "exptime")
 """Scalars of a chip that networks are told of."""
-
-CROWDED = N_CLASSES - 1
-"""Class for which the regression is bypassed (paper, section 4.5)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +105,7 @@ def predict_batch(
         ``star_upper``, stars per chip, at `INTERVAL_LEVEL`, all NaN where the classifier gives no count;
         ``log_bright`` (n,) float32, log10(1 + n_bright); ``bright_count``, ``bright_lower``, ``bright_upper`` (n,)
         float32, stars per chip; the last four are NaN for class 5; ``unlike`` (n,) bool, the band was not learned
-        from, or the statistics of the maps are unlike those of the chips that were.
+        from, or the statistics of the maps are unlike those of the chips that either network learned from.
 
     Raises
     ------
@@ -146,11 +143,11 @@ def _forward(
             answer = ask(model.module, model.metadata, maps, context)
         if model.task == "regressor":
             answers |= {name: answer[name] for name in ("bright", "bright_scale") if name in answer}
-            continue
-        answers["probability"] = torch.softmax(answer["logits"] / model.metadata.get("temperature", 1.0), dim=1)
-        answers |= {name: answer[name] for name in ("star", "star_scale") if name in answer}
+        else:
+            answers["probability"] = torch.softmax(answer["logits"] / model.metadata.get("temperature", 1.0), dim=1)
+            answers |= {name: answer[name] for name in ("star", "star_scale") if name in answer}
         if isinstance(model.module, DensityNetwork):
-            answers["strangeness"] = model.module.strangeness(context)
+            answers[f"{model.task}_strangeness"] = model.module.strangeness(context)
     return {name: values.cpu().numpy() for name, values in answers.items()}
 
 
@@ -171,7 +168,12 @@ def _assemble(models: TwoStage, found: dict[str, NDArray], band: Sequence[str]) 
     if "star" in found:
         star_bounds = interval(log_star, models.classifier.metadata, INTERVAL_LEVEL, scales["star_scale"], "star")
     bounds = interval(log_bright, models.regressor.metadata, INTERVAL_LEVEL, scales["bright_scale"])
-    strange = found.get("strangeness", nothing) > models.classifier.metadata.get("strangeness_limit", np.inf)
+    strange = {
+        model.task: found.get(f"{model.task}_strangeness", nothing) > model.metadata.get("strangeness_limit", np.inf)
+        for model in (models.classifier, models.regressor)
+    }
+    # the regressor learns from no crowded chip, and has no say where it is bypassed
+    unlike = strange["classifier"] | (strange["regressor"] & (classes != CROWDED))
     return {
         "class_probability": probability,
         "density_class": classes,
@@ -183,7 +185,7 @@ def _assemble(models: TwoStage, found: dict[str, NDArray], band: Sequence[str]) 
         "bright_count": _count(log_bright),
         "bright_lower": _count(bounds[0]),
         "bright_upper": _count(bounds[1]),
-        "unlike": ~np.isin(np.asarray(band, dtype=str), models.bands) | strange,
+        "unlike": ~np.isin(np.asarray(band, dtype=str), models.bands) | unlike,
     }
 
 

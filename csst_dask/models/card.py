@@ -13,8 +13,11 @@ def write_model_card(
     path: str | Path,
     metadata: Mapping[str, Any],
     *,
+    network: str,
     data: str,
     split: str,
+    training: str,
+    budget: str,
     metrics: Mapping[str, tuple[float, float]],
     command: str,
     limits: str,
@@ -27,9 +30,10 @@ def write_model_card(
     path : path
         Replaced if it exists.
     metadata : mapping
-        Of the weights: ``task``, ``arch``, ``inputs``, ``channels`` and ``bands`` are shown.
-    data, split : str
-        What it learned from, and how the chips were divided; sentences.
+        Of the weights: ``task``, ``arch`` and ``bands`` are shown.
+    network, data, split, training, budget : str
+        Architecture and what its weights were at first; what it learned from; how the chips were divided; recipe and
+        stages; what it took. Markdown.
     metrics : mapping of str to (value, standard error)
         On chips of fields that it has not seen.
     command : str
@@ -44,9 +48,11 @@ def write_model_card(
     lines = [
         f"# {str(metadata['task']).capitalize()} ({metadata['arch']})",
         "",
-        f"Inputs `{metadata['inputs']}` ({metadata['channels']} channels); bands {bands}.",
+        f"Bands {bands}.",
         *([f"SHA-256 `{checksum}`."] if checksum else []),
+        *["", "## Network", "", network],
         *["", "## Data", "", data, "", "## Split", "", split],
+        *["", "## Training", "", training, "", "## Budget", "", budget],
         *["", "## On the test chips", "", "| metric | value | standard error |", "|---|---|---|", *rows],
         *["", "## Limits", "", limits],
         *["", "## Train it again", "", f"    {command}", ""],

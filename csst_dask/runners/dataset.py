@@ -103,7 +103,7 @@ def split_chips(
     notes : list of str
         Why there is no split by field, where there is none.
     """
-    from csst_dask.training.samples import SEPARATION, split_by_field
+    from csst_dask.training.split import SEPARATION, split_by_field
 
     splits, notes = {}, []
     try:

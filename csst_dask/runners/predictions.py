@@ -15,11 +15,11 @@ from csst_dask.runners.faults import Failure
 from csst_dask.runners.ledger import FLUSH_RESULTS, FLUSH_SECONDS, Summary, reject
 from csst_dask.runners.networks import Pair
 from csst_dask.runners.patience import patiently
-from csst_dask.schema import ROUTE_FLAGS, ROUTES
+from csst_dask.schema import CROWDED, ROUTE_FLAGS, ROUTES
 from csst_dask.store import predictions as store
 from csst_dask.store.survey import open_scalars
 
-ROUTED_BY = ("density_class", "bright_count", "confidence", "unlike")
+ROUTED_BY = ("class_probability", "bright_count", "confidence", "unlike")
 """Predictions that decide the route."""
 
 
@@ -134,6 +134,6 @@ def refresh(path: str, config: Config) -> None:
 
 def _routes(found: Mapping[str, NDArray], predicted: NDArray[np.bool_], config: Config) -> dict[str, NDArray]:
     """Routes of some chips; nothing where there is no prediction."""
-    classes, bright, confidence, unlike = (found[name] for name in ROUTED_BY)
-    names, flags = route(classes, bright, confidence, predicted, unlike, config.routing)
+    probability, bright, confidence, unlike = (found[name] for name in ROUTED_BY)
+    names, flags = route(probability[:, CROWDED], bright, confidence, predicted, unlike, config.routing)
     return {"route": np.where(predicted, names.astype(object), ""), "route_flags": np.where(predicted, flags, 0)}

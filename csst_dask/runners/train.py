@@ -104,7 +104,7 @@ def _write_spec(training: TrainingConfig, ranks: int, out: Path, **spec: str) ->
     from csst_dask.training.rank import write_spec
 
     update: dict[str, object] = {"parts": training.parts or ranks}
-    if training.pretrained is not None:
+    if isinstance(training.pretrained, Path):
         update["pretrained"] = training.pretrained.expanduser().resolve()
     settings = training.model_copy(update=update).model_dump(mode="json")
     return write_spec(out / "rank.json", out=str(out), config=settings, **spec)

@@ -107,7 +107,7 @@ def tune_network(
         If Optuna is missing, a setting is wrong, the folder holds another study, or no trial finished.
     """
     settings = config.training.model_dump(mode="json")
-    if config.training.pretrained is not None:
+    if isinstance(config.training.pretrained, Path):
         settings["pretrained"] = str(config.training.pretrained.resolve())
     store, out = str(Path(store).resolve()) if "://" not in store else store, Path(out).resolve()
     identity = client.submit(identify, task, store, settings, pure=False).result()

@@ -2,6 +2,7 @@
 
 from csst_dask.training.finish import FitResult
 from csst_dask.training.fit import fit
-from csst_dask.training.samples import Samples, Split, load_samples, split_by_field
+from csst_dask.training.samples import Samples, load_samples
+from csst_dask.training.split import Split, split_by_field
 
 __all__ = ["FitResult", "Samples", "Split", "fit", "load_samples", "split_by_field"]

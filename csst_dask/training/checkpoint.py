@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ def tidy(path: Path) -> None:
         stray.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def load_checkpoint(path: Path, expected: Callable[[dict[str, Any]], str]) -> dict[str, Any] | None:
     """Read the checkpoint of this very training.
 
     Parameters
     ----------
     path : Path
-    fingerprint : str
-        Of task, settings and data; must equal the one that is stored.
+    expected : callable
+        Fingerprint of task, settings and data, given what is stored; must equal the one that is stored.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         found = state["fingerprint"]
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ConfigError(f"the checkpoint {path} cannot be read: {error}; delete it to start anew") from None
-    if found != fingerprint:
+    if found != expected(state):
         raise ConfigError(
             f"{path.parent} holds a training with another task, configuration or data; choose another "
             "folder, or delete it to start anew"

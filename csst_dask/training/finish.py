@@ -17,10 +17,16 @@ from csst_dask.models import load_weights, residual_quantiles, round_weights, sa
 from csst_dask.models.calibrate import QUANTILES, fit_temperature
 from csst_dask.models.decode import ask
 from csst_dask.models.density import DensityNetwork
-from csst_dask.schema import N_CLASSES
 from csst_dask.training.cache import BLOCK, make_block
+from csst_dask.training.describe import (
+    describe_architecture,
+    describe_budget,
+    describe_data,
+    describe_split,
+    describe_training,
+)
+from csst_dask.training.record import record_split
 from csst_dask.training.run import HOW, Run
-from csst_dask.training.samples import SEPARATION, record_split
 
 USUAL = 0.995
 """Share of the validation chips that do not count as unlike the training chips."""
@@ -99,6 +105,7 @@ def finish(
     out: Path,
     data: str = "",
     command: str = "",
+    hardware: str = "",
 ) -> FitResult:
     """Round a trained network to what is stored, calibrate and measure it, and write it with its model card.
 
@@ -111,11 +118,11 @@ def finish(
     device : torch.device
         Where it is.
     history : list of dict
-        One row an epoch, with ``validation_loss``.
+        One row an epoch, with ``validation_loss`` and ``seconds``.
     out : Path
         Folder for ``<task>.safetensors`` and ``<task>.md``.
-    data, command : str
-        For the model card.
+    data, command, hardware : str
+        For the model card: where the chips come from, how to repeat this, and what it ran on.
 
     Returns
     -------
@@ -133,8 +140,11 @@ def finish(
     write_model_card(
         card,
         metadata,
-        data=_describe_data(run, data),
-        split=_describe_split(run),
+        network=describe_architecture(run, module),
+        data=describe_data(run, data),
+        split=describe_split(run),
+        training=describe_training(run, len(history), best),
+        budget=describe_budget(run, len(history), sum(epoch["seconds"] for epoch in history), hardware),
         metrics=metrics,
         command=command
         or f"csst-dask train {name} --recipe {run.config.recipe} --arch {run.network['arch']} --store STORE --out DIR",
@@ -219,39 +229,6 @@ def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, be
         },
         "split": record_split(run.samples, run.split, run.config.seed),
     }
-
-
-def _describe_data(run: Run, data: str) -> str:
-    rows = np.concatenate([run.split.train, run.split.validation, run.split.test])
-    counts = np.bincount(run.samples.density_class[rows], minlength=N_CLASSES)
-    shares = ", ".join(f"{label}: {count}" for label, count in enumerate(counts))
-    target = "the density class" if run.task.name == "classifier" else "log10(1 + n_bright)"
-    text = f"{len(rows)} chips with truth; the target is {target}. Chips of each density class: {shares}."
-    return f"{text} {data}" if data else text
-
-
-def _describe_split(run: Run) -> str:
-    parts = [
-        f"{len(rows)} chips of {len(np.unique(run.samples.field[rows]))} fields {what}"
-        for rows, what in (
-            (run.split.train, "to learn from"),
-            (run.split.validation, "to choose the epoch and calibrate intervals"),
-            (run.split.test, "for the scores below"),
-        )
-    ]
-    sets = "; ".join(parts)
-    if shared := _shared_fields(run):
-        return (
-            f"At random, as in the paper: {sets}. {shared} fields stand in more than one set, so the scores below are "
-            "of sky that the network has seen: they flatter, and serve for comparison with published figures only. "
-            f"Seed {run.config.seed}."
-        )
-    return f"By sky field, {SEPARATION} deg apart: {sets}. No field is shared. Seed {run.config.seed}."
-
-
-def _shared_fields(run: Run) -> int:
-    sets = [set(run.samples.field[rows]) for rows in (run.split.train, run.split.validation, run.split.test)]
-    return len((sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2]))
 
 
 def _finite(value: float) -> float | None:

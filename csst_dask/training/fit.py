@@ -17,12 +17,14 @@ from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import load_checkpoint, save_checkpoint, tidy
+from csst_dask.training.describe import describe_hardware
 from csst_dask.training.finish import FitResult, finish
 from csst_dask.training.loop import Loop, Progress, Stopped
 from csst_dask.training.ranks import Ranks, joined
 from csst_dask.training.recipes import task_named
 from csst_dask.training.run import Run, plan_run
-from csst_dask.training.samples import Samples, Split
+from csst_dask.training.samples import Samples
+from csst_dask.training.split import Split
 
 
 def fit(
@@ -96,7 +98,7 @@ def fit(
     with _threads(threads or _share_of_cores()):
         with joined(device, config.timeout) as ranks:
             alive()
-            state = ranks.share(partial(load_checkpoint, checkpoint, run.fingerprint))
+            state = ranks.share(partial(load_checkpoint, checkpoint, run.fingerprint_beside))
             finished, history, stopped = bool(state and state["finished"]), [], None
             if not finished:
                 loop = _prepare(run, ranks, out, inputs or out / "inputs", state, alive)
@@ -108,8 +110,10 @@ def fit(
             raise KeyboardInterrupt(f"{stopped}; call it again to go on")
         if not finished and ranks.first:
             module.load_state_dict(best)
-            finish(run, module, ranks.device, history, out, data, command)
-            save_checkpoint(checkpoint, {"fingerprint": run.fingerprint, "finished": True})
+            hardware = describe_hardware(ranks.device, ranks.world)
+            finish(run, module, ranks.device, history, out, data, command, hardware)
+            ended = {"fingerprint": run.fingerprint, "pretrained": run.pretrained, "finished": True}
+            save_checkpoint(checkpoint, ended)
     if ranks.first:
         tidy(checkpoint)
         if inputs is None:
@@ -135,6 +139,7 @@ def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None
             f"{ranks.world} ranks and {step} chips a step for {parts} micro-batches; expected no more ranks than "
             "micro-batches, of two chips at least: set training.parts and training.batch"
         )
+    fingerprint = run.fingerprint  # asks for the pretrained file, before anything is made
     folder = inputs / run.inputs_key
     if ranks.first:
         InputCache.fill(folder, run.samples, run.visited, run.inputs, alive)
@@ -142,7 +147,7 @@ def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None
     ranks.meet()
     module = run.build(cache, ranks.device)
     module.register_forward_hook(lambda *_: alive())  # in training, in validation and when it is measured
-    return Loop(run, ranks, cache, module, out, parts)
+    return Loop(run, ranks, cache, module, out, parts, fingerprint)
 
 
 def _learn(loop: Loop, state: dict | None) -> str | None:

@@ -54,6 +54,8 @@ class Loop:
     out: Path
     parts: int
     """Micro-batches of a step; at least as many as ranks."""
+    fingerprint: str
+    """Of the run; goes into every checkpoint."""
     progress: Progress | None = None
     stopping: Callable[[], bool] = lambda: False
     """Asked after every step."""
@@ -137,7 +139,7 @@ class Loop:
         statistics = self.statistics.gather()
         if self.ranks.first:
             state = {
-                "fingerprint": self.run.fingerprint,
+                "fingerprint": self.fingerprint,
                 "finished": False,
                 "parts": self.parts,
                 "stage": self.stage,

@@ -17,12 +17,9 @@ from csst_dask.models.density import PERCEPTRON, DensityNetwork
 from csst_dask.models.regressor import set_output_level
 from csst_dask.preprocess.context import context_length, histogram_length
 from csst_dask.preprocess.inputs import input_channels
-from csst_dask.schema import N_CLASSES
+from csst_dask.schema import CROWDED
 from csst_dask.training.losses import class_loss, count_loss, laplace_loss
 from csst_dask.training.samples import Samples
-
-CROWDED = N_CLASSES - 1
-"""Density class that the regressor is not asked about (paper, section 4.5)."""
 
 ARCHS = {"classifier": "resnet34", "regressor": "resnet50"}
 """Architectures of the paper."""

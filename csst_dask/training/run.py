@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,16 @@ from csst_dask.errors import ConfigError
 from csst_dask.models.density import DensityNetwork
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
-from csst_dask.training.samples import Samples, Split
-from csst_dask.training.stages import Stage, checksum_pretrained, load_pretrained, plan_stages
+from csst_dask.training.samples import Samples
+from csst_dask.training.split import Split
+from csst_dask.training.stages import (
+    Stage,
+    checksum_pretrained,
+    fetch_pretrained,
+    load_pretrained,
+    plan_stages,
+    pretrained_file,
+)
 
 HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes", "parts"}
 """Settings that say how a training is carried out, and not what comes out of it."""
@@ -88,21 +98,42 @@ class Run:
         if isinstance(module, DensityNetwork):
             module.standardise(torch.from_numpy(cache.context[cache.place[self.split.train]]))
         elif self.config.pretrained is not None:
-            load_pretrained(module, self.config.pretrained)
+            load_pretrained(module, fetch_pretrained(self.config.pretrained, self.network["arch"]))
         return module.to(device).to(memory_format=torch.channels_last)
 
     @cached_property
+    def pretrained(self) -> str | None:
+        """SHA-256 of the pretrained weights, hexadecimal; fetches them if need be."""
+        wanted = self.config.pretrained
+        return None if wanted is None else checksum_pretrained(fetch_pretrained(wanted, self.network["arch"]))
+
+    @property
+    def pretrained_file(self) -> Path | None:
+        """Where the pretrained weights are, or will be."""
+        wanted = self.config.pretrained
+        return None if wanted is None else pretrained_file(wanted, self.network["arch"])
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Task and settings that decide what comes out: architecture in full, pretrained weights by their SHA-256."""
-        settings = self.config.model_dump(mode="json", exclude=HOW) | {"arch": self.network["arch"]}
-        if self.config.pretrained is not None:
-            settings["pretrained"] = checksum_pretrained(self.config.pretrained)
-        return {"task": self.task.name, "crowded": self.crowded} | settings
+        return self._settings(self.pretrained)
+
+    def _settings(self, pretrained: str | None) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json", exclude=HOW)
+        known = {"arch": self.network["arch"], "pretrained": pretrained}
+        return {"task": self.task.name, "crowded": self.crowded} | settings | known
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of settings, sets and truth: what a checkpoint must agree with."""
         return self._digest(json.dumps(self.settings, sort_keys=True))
+
+    def fingerprint_beside(self, state: Mapping[str, Any]) -> str:
+        """The fingerprint to compare with a checkpoint's: a finished training can do without its pretrained file."""
+        path = self.pretrained_file
+        if path is None or not state["finished"] or path.exists():
+            return self.fingerprint
+        return self._digest(json.dumps(self._settings(state.get("pretrained")), sort_keys=True))
 
     @property
     def inputs_key(self) -> str:

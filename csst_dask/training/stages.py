@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import Weights, get_model_weights
 
-from csst_dask.config import TrainingConfig
+from csst_dask.config import DOWNLOAD, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models.density import CONTEXT_PARTS
 
@@ -133,6 +134,61 @@ def build_schedule(kind: str, optimiser: torch.optim.Optimizer, steps: int, pati
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
     return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def pretrained_file(wanted: str | Path, arch: str) -> Path:
+    """Where ImageNet weights are, or will be once they are fetched.
+
+    Parameters
+    ----------
+    wanted : path or "download"
+        ``training.pretrained``; a download goes into the cache of torch.hub (``TORCH_HOME``).
+    arch : str
+        Architecture of torchvision.
+
+    Returns
+    -------
+    Path
+    """
+    if wanted != DOWNLOAD:
+        return Path(wanted)
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_weights_of(arch).url).name
+
+
+def fetch_pretrained(wanted: str | Path, arch: str) -> Path:
+    """A file of ImageNet weights, fetched if that is wanted and it is not there.
+
+    Parameters
+    ----------
+    wanted, arch
+        As for `pretrained_file`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ConfigError
+        If they cannot be fetched.
+    """
+    path = pretrained_file(wanted, arch)
+    if wanted == DOWNLOAD and not path.exists():
+        url = _weights_of(arch).url
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
+        except (OSError, RuntimeError) as error:  # no network; another checksum
+            raise ConfigError(
+                f"training.pretrained: cannot fetch {url}: {error}; name a file that you have, or leave it out to "
+                "train from scratch"
+            ) from None
+    return path
+
+
+def _weights_of(arch: str) -> Weights:
+    """The first that torchvision published, which its papers and ours mean."""
+    return get_model_weights(arch)["IMAGENET1K_V1"]
 
 
 def checksum_pretrained(path: Path) -> str:

@@ -1,0 +1,131 @@
+"""The baselines beside the networks: trees on statistics of the maps, and source extraction from pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from csst_dask.config import Config
+from csst_dask.errors import ConfigError
+from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
+from csst_dask.evaluation.cost import Cost, measure_extraction, measure_trees
+from csst_dask.evaluation.judged import Judged
+from csst_dask.evaluation.page import EXTRACTION, TREES
+from csst_dask.evaluation.tasks import count_chip, statistics_block
+from csst_dask.evaluation.trees import TreesBaseline, fit_trees, predict_trees
+from csst_dask.evaluation.truth import Truth
+from csst_dask.runners.collect import Stages, collect
+from csst_dask.runners.window import Task
+from csst_dask.schema import density_class
+
+STATISTICS_BLOCK = 64
+"""Chips whose statistics one task takes."""
+
+LEAST_PIXELS = 200
+"""Chips that keep their pixels, to calibrate with and to judge on, that the classical baseline needs."""
+
+
+def _apart(store: str, judged: Sequence[Truth]) -> tuple[Truth, str]:
+    """Chips of a store to learn from: none near those that are judged. And how many were dropped."""
+    from csst_dask.training.split import SEPARATION
+
+    whole = learning = Truth.open(store)
+    for chips in judged:
+        learning = learning.apart_from(chips, SEPARATION)
+    dropped = len(whole) - len(learning)
+    note = (
+        f"{Path(store).name}, {len(learning)} chips; {dropped} within {SEPARATION:g} deg of judged chips were dropped"
+    )
+    return learning, note
+
+
+def try_trees(
+    client: Client, store: str, judged: Sequence[Truth], config: Config, stages: Stages | None, folder: Path | None
+) -> tuple[list[Judged], str, list[Cost]]:
+    """Trees judged on each set of chips (nothing if they cannot learn), what to say of it, and their cost."""
+    learning, note = _apart(store, judged)
+    try:
+        fitted = learn_trees(client, learning, config, stages)
+    except ConfigError as reason:
+        return [], f"No {TREES}: they would learn from {note}; {reason}.", []
+    found: list[Judged] = []
+    cost: list[Cost] = []
+    for chips in judged:
+        table = _statistics(client, chips, stages)
+        found.append(chips.judge(predict_trees(fitted, table["statistics"], chips.column("band"))))
+        if folder is not None and not cost:
+            folder.mkdir(parents=True, exist_ok=True)
+            cost.append(measure_trees(TREES, fitted, table["statistics"], chips.column("band"), folder))
+            note += f". The statistics take {1e3 * np.median(table['seconds']):.0f} ms a chip"
+    return found, f"The {TREES} learned from {note}.", cost
+
+
+def learn_trees(client: Client, learning: Truth, config: Config, stages: Stages | None = None) -> TreesBaseline:
+    """Trees and a support vector machine from the statistics of some chips, a tenth of which (by field) calibrates."""
+    from csst_dask.training.split import split_by_field
+
+    columns = {name: learning.column(name) for name in ("field", "band", "n_star", "n_bright", "ra", "dec")}
+    seed = config.training.seed
+    split = split_by_field(columns["field"], density_class(columns["n_star"]), columns["ra"], columns["dec"], seed=seed)
+    train = np.sort(np.concatenate([split.train, split.test]))
+    table = _statistics(client, learning, stages)["statistics"]
+    known = columns["band"], columns["n_star"], columns["n_bright"]
+    return fit_trees(table, *known, train, split.validation, seed=seed)
+
+
+def _statistics(client: Client, chips: Truth, stages: Stages | None) -> dict[str, NDArray]:
+    from csst_dask.preprocess.inputs import SCALARS
+
+    tasks = []
+    for start in range(0, len(chips), STATISTICS_BLOCK):
+        rows = chips.rows[start : start + STATISTICS_BLOCK]
+        some = {name: chips.scalars[name].values[rows].tolist() for name in SCALARS}
+        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", (chips.path, rows.tolist(), some), rows))
+    return collect(client, "statistics", statistics_block, tasks, chips.rows, stages)
+
+
+def try_extraction(
+    client: Client, store: str, truth: Truth, least: int, stages: Stages | None, costs: bool
+) -> tuple[dict[str, Judged], str, list[Cost]]:
+    """Source extraction judged on some chips (nothing if it cannot run), what to say of it, and its cost."""
+    learning, note = _apart(store, [truth])
+    learning = learning.take(learning.column("n_bright") >= 0)
+    for chips, what in ((learning, "to calibrate with"), (truth, "to judge on")):
+        if not chips.keeps_pixels:
+            return {}, f"No {EXTRACTION}: the chips {what} ({Path(chips.path).name}) keep no pixels.", []
+        if len(chips) < least:
+            reason = f"{len(chips)} chips {what} ({note if chips is learning else Path(chips.path).name})"
+            return {}, f"No {EXTRACTION}: {reason}; it needs at least {least}.", []
+    judged, seconds = judge_extraction(client, learning, truth, stages)
+    cost: list[Cost] = []
+    if costs:
+        exptime, band = truth.column("exptime"), truth.column("band")
+        usual = int(np.argsort(seconds)[len(seconds) // 2])
+        row = int(truth.rows[usual])
+        cost.append(measure_extraction(EXTRACTION, truth.path, row, float(exptime[usual]), str(band[usual])))
+    note = f"Calibrated with {note}. {EXTRACTION.capitalize()} took {seconds.mean():.2f} CPU s a chip"
+    return {EXTRACTION: judged}, f"{note}, {seconds.max():.2f} at most.", cost
+
+
+def judge_extraction(
+    client: Client, learning: Truth, truth: Truth, stages: Stages | None = None
+) -> tuple[Judged, NDArray[np.float64]]:
+    """Source extraction on chips that keep their pixels, calibrated on others; with the CPU time of each chip, s."""
+    found = [_detections(client, chips, stages) for chips in (learning, truth)]
+    known = (learning.column(name) for name in ("band", "n_star", "n_bright"))
+    calibration = fit_calibration(found[0]["counts"].tolist(), *known)
+    predicted = apply_calibration(calibration, found[1]["counts"].tolist(), truth.column("band"))
+    return truth.judge(predicted), found[1]["seconds"]
+
+
+def _detections(client: Client, chips: Truth, stages: Stages | None) -> dict[str, NDArray]:
+    exptime, band = chips.column("exptime"), chips.column("band")
+    tasks = [
+        Task(f"chip-{row}", (chips.path, int(row), float(exptime[k]), str(band[k])), np.array([row]))
+        for k, row in enumerate(chips.rows)
+    ]
+    return collect(client, "extract", count_chip, tasks, chips.rows, stages)

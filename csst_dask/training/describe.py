@@ -1,0 +1,104 @@
+"""What the model card says of a training: data, sets, network, stages and what it took."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import torch
+from torch import nn
+
+from csst_dask.schema import N_CLASSES
+from csst_dask.training.run import Run
+from csst_dask.training.split import SEPARATION
+from csst_dask.training.stages import GROUPS
+
+
+def describe_data(run: Run, data: str = "") -> str:
+    """What was learned from; ``data`` says where it comes from."""
+    rows = np.concatenate([run.split.train, run.split.validation, run.split.test])
+    counts = np.bincount(run.samples.density_class[rows], minlength=N_CLASSES)
+    shares = ", ".join(f"{label}: {count}" for label, count in enumerate(counts))
+    target = "the density class" if run.task.name == "classifier" else "log10(1 + n_bright)"
+    text = f"{len(rows)} chips with truth; the target is {target}. Chips of each density class: {shares}."
+    return f"{text} {data}" if data else text
+
+
+def describe_split(run: Run) -> str:
+    """How the chips were divided into sets."""
+    parts = [
+        f"{len(rows)} chips of {len(np.unique(run.samples.field[rows]))} fields {what}"
+        for rows, what in (
+            (run.split.train, "to learn from"),
+            (run.split.validation, "to choose the epoch and calibrate intervals"),
+            (run.split.test, "for the scores below"),
+        )
+    ]
+    sets = "; ".join(parts)
+    if shared := _shared_fields(run):
+        return (
+            f"At random, as in the paper: {sets}. {shared} fields stand in more than one set, so the scores below are "
+            "of sky that the network has seen: they flatter, and serve for comparison with published figures only. "
+            f"Seed {run.config.seed}."
+        )
+    return f"By sky field, {SEPARATION} deg apart: {sets}. No field is shared. Seed {run.config.seed}."
+
+
+def _shared_fields(run: Run) -> int:
+    sets = [set(run.samples.field[rows]) for rows in (run.split.train, run.split.validation, run.split.test)]
+    return len((sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2]))
+
+
+def describe_architecture(run: Run, module: nn.Module) -> str:
+    """Architecture, size, and what its weights were before the first step."""
+    network, parameters = run.network, sum(tensor.numel() for tensor in module.parameters())
+    context = f", {network['context']} numbers of context" if network["context"] else ""
+    text = (
+        f"{network['arch']}, {parameters:,} parameters; inputs `{network['inputs']}`: {network['channels']} channels "
+        f"of maps{context}."
+    )
+    if run.pretrained_file is None:
+        return f"{text} Trained from scratch, from random weights of seed {run.config.seed}."
+    return (
+        f"{text} The backbone began with the ImageNet weights {run.pretrained_file.name} (SHA-256 "
+        f"`{run.pretrained}`), the head with random ones of seed {run.config.seed}."
+    )
+
+
+def describe_training(run: Run, epochs: int, best: int) -> str:
+    """Recipe, stages and which epoch was kept."""
+    config, recipe = run.config, run.recipe
+    early = ""
+    if recipe.schedule == "plateau":
+        early = f", stopped after {config.patience} epochs without a better validation loss"
+    lines = [
+        f"Recipe `{config.recipe}`: AdamW, batches of {config.batch}, weight decay {config.weight_decay:g}, gradients "
+        f"clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. {epochs} epochs were run; the weights are "
+        f"those of epoch {best}.",
+        "",
+        f"| stage | epochs at most | rate of {', '.join(GROUPS[0])} | of {', '.join(GROUPS[1])} | of the rest | sees |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, stage in enumerate(run.stages, 1):
+        rates = [f"{factor * config.learning_rate:.3g}" if factor else "frozen" for factor in stage.multipliers]
+        sees = "maps" if stage.maps else "context"
+        lines.append(f"| {number} | {stage.epochs} | {' | '.join(rates)} | {sees} |")
+    return "\n".join(lines)
+
+
+def describe_budget(run: Run, epochs: int, seconds: float | None, hardware: str = "") -> str:
+    """What it took: chips, epochs, time (s; None where nobody took it) and class of the hardware."""
+    took = "a time that was not recorded" if seconds is None else f"{seconds:,.0f} s"
+    where = f" on {hardware}" if hardware else ""
+    return (
+        f"{len(run.split.train)} chips, {run.visits} visits an epoch; {epochs} epochs of {run.steps} steps in "
+        f"{took}{where}, validation included and the making of inputs not."
+    )
+
+
+def describe_hardware(device: torch.device, ranks: int = 1) -> str:
+    """Class of what a training runs on."""
+    if device.type == "cuda":
+        return f"{ranks} x {torch.cuda.get_device_name(device)}"
+    each = f"{torch.get_num_threads()} threads of a {platform.machine()} processor"
+    return each if ranks == 1 else f"{ranks} processes with {each}"
