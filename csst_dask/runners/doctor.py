@@ -102,7 +102,8 @@ def _slurm() -> Finding:
         return Finding("SLURM", "no sbatch on PATH", "optional", "for scripts/*.sbatch and configs/slurm.yaml")
     said = subprocess.run(["sinfo", "-h", "-o", "%P %D nodes"], capture_output=True, text=True)
     if said.returncode:
-        return Finding("SLURM", "sbatch is there, but no controller answers", "optional", said.stderr.partition("\n")[0])
+        complaint = said.stderr.partition("\n")[0]
+        return Finding("SLURM", "sbatch is there, but no controller answers", "optional", complaint)
     return Finding("SLURM", ", ".join(said.stdout.splitlines()), "ok", "for scripts/*.sbatch and configs/slurm.yaml")
 
 
