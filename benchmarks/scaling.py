@@ -1,8 +1,8 @@
 """How the pipeline scales, what it moves, and what the scheduler costs, measured side by side on one machine.
 
 ``python benchmarks/scaling.py [--chips 16] [--tasks 100000] [--out costs.json]`` prints tables and writes what
-``csst-dask plan --costs`` reads. It simulates its own full-size exposures (0.85 GB a chip in TMPDIR, removed at the end).
-Ray Data is compared where it can be imported.
+``csst-dask plan --costs`` reads. It simulates its own full-size exposures (0.85 GB a chip in
+TMPDIR, removed at the end). Ray Data is compared where it can be imported.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def no_ops(tasks: int, chips: int) -> list[list[str]]:
         file = Path(folder) / "scheduler.json"
         base = [sys.executable, "-m"]
         head = subprocess.Popen(
-            [*base, "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1", "--port", "0",
-             "--no-dashboard"], stderr=subprocess.DEVNULL,
+            [*base, "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1",
+             "--port", "0", "--no-dashboard"], stderr=subprocess.DEVNULL,
         )  # fmt: skip
         words = ["distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1", "--nworkers", "2"]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -291,7 +291,8 @@ def main() -> None:
                 one_half, one_all = runs(files, folder, 1, [half, given.chips])
                 (two_all,) = runs(files, folder, 2, [given.chips])
                 rows.append(
-                    [f"{number + 1}", f"{one_all.wall:.1f}", f"{two_all.wall:.1f}", f"{one_all.wall / two_all.wall:.2f}",
+                    [f"{number + 1}", f"{one_all.wall:.1f}", f"{two_all.wall:.1f}",
+                     f"{one_all.wall / two_all.wall:.2f}",
                      f"{one_half.wall / two_all.wall:.2f}", f"{one_all.cpu / given.chips:.2f}",
                      f"{two_all.cpu / given.chips:.2f}", f"{two_all.memory / 1e9:.2f}"]
                 )  # fmt: skip
@@ -317,7 +318,8 @@ def main() -> None:
             show(
                 f"one worker, {chips} chips; a chip",
                 ["stage", "CPU s", "wall s", "read, MB", "written, MB", "in the store, MB"],
-                [[name if name == "predict" else f"ingest, pixels {name}", f"{u.cpu / chips:.3f}", f"{u.wall / chips:.3f}",
+                [[name if name == "predict" else f"ingest, pixels {name}", f"{u.cpu / chips:.3f}",
+                  f"{u.wall / chips:.3f}",
                   f"{u.read / chips / 1e6:.1f}", f"{u.written / chips / 1e6:.2f}", f"{size / chips / 1e6:.2f}"]
                  for name, (u, size) in found.items()],
             )  # fmt: skip

@@ -4,62 +4,81 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from math import ceil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from csst_dask.errors import ConfigError
 
 GB = 1e9
+MB = 1e6
 Pixels = Literal["lossless", "quantised", "none"]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one image takes. The defaults are those that docs/scaling.md tells of; ``benchmarks/scaling.py --out FILE``
-    measures them elsewhere."""
+    """What one image takes. The defaults are those of docs/scaling.md, which names the commands that measured them;
+    ``benchmarks/scaling.py --out FILE`` measures them elsewhere."""
 
-    read: float = 0.851 * GB
-    """Bytes of its three FITS files: image and weights in float32, flags in uint16."""
-    stored: Mapping[str, float] = field(
-        default_factory=lambda: {"lossless": 0.263 * GB, "quantised": 0.099 * GB, "none": 0.0007 * GB}
+    read: Mapping[str, float] = field(
+        default_factory=lambda: {"image": 340 * MB, "weights": 340 * MB, "flags": 170 * MB}
     )
-    """Bytes that it takes in the store, by ``ingest.pixels``."""
+    """Bytes of its FITS files: image and weights in float32, flags in uint16."""
+    written: Mapping[str, float] = field(
+        default_factory=lambda: {"lossless": 263 * MB, "quantised": 99 * MB, "none": 0.7 * MB}
+    )
+    """Bytes that go to the store, by ``ingest.pixels``."""
     ingest: Mapping[str, float] = field(default_factory=lambda: {"lossless": 4.0, "quantised": 3.0, "none": 0.6})
     """CPU time of reading, reducing and storing, s, by ``ingest.pixels``."""
     predict: float = 0.01
     """CPU time of the two shipped networks, s."""
-    device: float = 0.05
-    """CPU time that is left where a GPU reduces, without storing pixels, s. Not measured."""
-    central: float = 0.0006
-    """CPU time of the scheduler and the client together, s."""
-    memory: float = 1.2 * GB
-    """Of a worker process, bytes."""
+    scheduler: float = 0.0006
+    """CPU time of the scheduler, s."""
+    client: float = 0.002
+    """CPU time of the client: finding files, submitting, the ledger, s."""
+    worker_memory: float = 1.2 * GB
+    """Resident bytes of a worker process, however many images it has done."""
+    client_memory: float = 3000.0
+    """Bytes that the client keeps of an image of the survey, whether it is in flight or not."""
+    device: float = 0.15
+    """CPU time that is left where a GPU reduces and no pixels are stored, s. A limit, not a measurement: what copying
+    the files from the system's cache takes."""
 
     @classmethod
     def load(cls, path: str | Path) -> Costs:
-        """Read what ``benchmarks/scaling.py --out`` wrote.
+        """Read what ``benchmarks/scaling.py --out`` wrote; what the file leaves out has its default.
 
         Raises
         ------
         ConfigError
             If the file is missing, or holds something else.
         """
-        names = {one.name for one in fields(cls)}
         try:
             found = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path}: no costs can be read ({error}); benchmarks/scaling.py --out writes them"
             ) from None
-        if not isinstance(found, dict) or set(found) - names:
-            raise ConfigError(f"{path}: expected an object with some of {', '.join(sorted(names))}")
+        shapes = asdict(cls())
+        if not isinstance(found, dict) or set(found) - set(shapes):
+            raise ConfigError(f"{path}: expected an object with some of {', '.join(sorted(shapes))}")
+        for name, value in found.items():
+            if not (_is_table(value) if isinstance(shapes[name], dict) else _is_cost(value)):
+                kind = "an object of numbers" if isinstance(shapes[name], dict) else "a number"
+                raise ConfigError(f"{path}: found {name} {value!r}, expected {kind}, none of them negative")
         return cls(**found)
 
     def dump(self) -> str:
         """As JSON."""
         return json.dumps(asdict(self), indent=1)
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < float("inf")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_cost(cost) for cost in value.values())
 
 
 @dataclass(frozen=True)
@@ -73,12 +92,14 @@ class Site:
     """Of a node."""
     memory: float = 256 * GB
     """Of a node, bytes."""
-    storage: float = 10 * GB
-    """Rate at which the file system or object store serves all nodes together, bytes/s."""
+    reading: float = 10 * GB
+    """Rate at which the file system or object store is read by all nodes together, bytes/s."""
+    writing: float = 5 * GB
+    """Rate at which it is written, bytes/s."""
     network: float = 3 * GB
-    """Rate at which a node reaches the storage, bytes/s: 25 Gbit/s."""
+    """Rate at which a node reaches it, bytes/s: 25 Gbit/s."""
     pcie: float = 25 * GB
-    """Rate at which a GPU is fed, bytes/s: half of a link of the fifth generation."""
+    """Rate at which a GPU is fed, bytes/s: half of a link of the fourth generation."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +114,7 @@ class Need:
     @property
     def load(self) -> float:
         """Needed over had; above 1 it does not suffice."""
-        if not self.needed:
-            return 0.0
-        return self.needed / self.have if self.have else float("inf")
+        return self.needed / self.have
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,8 @@ class Plan:
     needs: tuple[Need, ...]
     stored: float
     """Bytes that the store grows to."""
+    client_memory: float
+    """Bytes that the client keeps of the survey."""
 
     @property
     def bottleneck(self) -> Need:
@@ -140,6 +161,7 @@ def plan(
         In which they are to be done.
     costs : Costs, optional
     site : Site, optional
+        With GPUs, they reduce the pixels.
     pixels : {"lossless", "quantised", "none"}
         What the store keeps of the pixels.
 
@@ -153,28 +175,27 @@ def plan(
         If a number is not positive, or the costs know nothing of ``pixels``.
     """
     costs, site = costs or Costs(), site or Site()
-    if images < 1 or not hours > 0:
+    if images < 1 or not 0 < hours < float("inf"):
         raise ConfigError(f"found {images} images in {hours:g} hours; expected a positive number of both")
-    if min(site.nodes, site.cores) < 1 or site.gpus < 0 or min(site.storage, site.network, site.memory, site.pcie) <= 0:
+    rates = site.memory, site.reading, site.writing, site.network, site.pcie
+    if min(site.nodes, site.cores) < 1 or site.gpus < 0 or not all(value > 0 for value in rates):
         raise ConfigError(f"found {site}; expected at least one node and one core, and positive rates")
-    if pixels not in costs.stored or pixels not in costs.ingest:
-        raise ConfigError(f"no costs with ingest.pixels {pixels}; found {', '.join(costs.stored)}")
+    if pixels not in costs.written or pixels not in costs.ingest:
+        raise ConfigError(f"no costs with ingest.pixels {pixels}; found {', '.join(costs.written)}")
     rate = images / (3600 * hours)
-    work = costs.ingest[pixels] + costs.predict
+    read, written, work = sum(costs.read.values()), costs.written[pixels], costs.ingest[pixels] + costs.predict
     if site.gpus:
         # what a GPU leaves to the processor, and storing pixels, which it does not do
-        work = costs.device + costs.predict + costs.ingest[pixels] - costs.ingest["none"]
-    moved = costs.read + costs.stored[pixels]
-    busy = site.nodes * site.cores  # each has a worker, whether it is needed or not
+        work = costs.device + costs.predict + max(costs.ingest[pixels] - costs.ingest.get("none", 0.0), 0.0)
     needs = [
-        Need("cores", rate * work, busy, "cores"),
-        Need(
-            "memory of workers", min(ceil(rate * work), busy) * costs.memory / GB, site.nodes * site.memory / GB, "GB"
-        ),
-        Need("storage, reading and writing", rate * moved / GB, site.storage / GB, "GB/s"),
-        Need("network of the nodes", rate * moved / GB, site.nodes * site.network / GB, "GB/s"),
-        Need("scheduler and client", rate * costs.central, 1, "cores"),
+        Need("cores", rate * work, site.nodes * site.cores, "cores"),
+        Need("memory of workers", rate * work * costs.worker_memory / GB, site.nodes * site.memory / GB, "GB"),
+        Need("reading from storage", rate * read / GB, site.reading / GB, "GB/s"),
+        Need("writing to storage", rate * written / GB, site.writing / GB, "GB/s"),
+        Need("network of the nodes", rate * (read + written) / GB, site.nodes * site.network / GB, "GB/s"),
+        Need("scheduler", rate * costs.scheduler, 1, "cores"),
+        Need("client", rate * costs.client, 1, "cores"),
     ]
     if site.gpus:
-        needs.append(Need("GPUs, by what feeds them", rate * costs.read / site.pcie, site.nodes * site.gpus, "GPUs"))
-    return Plan(images, hours, tuple(needs), images * costs.stored[pixels])
+        needs.append(Need("GPUs, by what feeds them", rate * read / site.pcie, site.nodes * site.gpus, "GPUs"))
+    return Plan(images, hours, tuple(needs), images * written, images * costs.client_memory)

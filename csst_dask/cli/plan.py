@@ -21,8 +21,10 @@ def plan(
     cores: Annotated[int, typer.Option("--cores", help="Cores of a node.")] = 64,
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs of a node.")] = 0,
     memory: Annotated[float, typer.Option("--memory", help="Memory of a node, GB.")] = 256,
-    storage: Annotated[float, typer.Option("--storage", help="What the storage serves to all nodes, GB/s.")] = 10,
+    reading: Annotated[float, typer.Option("--reading", help="What all nodes read from the storage, GB/s.")] = 10,
+    writing: Annotated[float, typer.Option("--writing", help="What all nodes write to it, GB/s.")] = 5,
     network: Annotated[float, typer.Option("--network", help="What a node gets through its network, GB/s.")] = 3,
+    pcie: Annotated[float, typer.Option("--pcie", help="What feeds a GPU, GB/s.")] = 25,
     costs: Annotated[
         Path | None,
         typer.Option(
@@ -38,14 +40,15 @@ def plan(
 
     if pixels not in ("lossless", "quantised", "none"):
         raise ConfigError(f"--pixels: found {pixels!r}, expected lossless, quantised or none")
-    site = Site(nodes, cores, gpus, memory * GB, storage * GB, network * GB)
+    site = Site(nodes, cores, gpus, memory * GB, reading * GB, writing * GB, network * GB, pcie * GB)
     found = make(images, hours, Costs.load(costs) if costs else Costs(), site, pixels)  # type: ignore[arg-type]
     if json:
         needs = [
             {"what": n.what, "needed": n.needed, "have": n.have, "unit": n.unit, "load": n.load} for n in found.needs
         ]
         answer = {"images": images, "hours": hours, "needs": needs, "bottleneck": found.bottleneck.what}
-        typer.echo(jsons.dumps(answer | {"takes_hours": found.takes, "stored_bytes": found.stored}, indent=1))
+        answer |= {"fits": found.fits, "takes_hours": found.takes, "stored_bytes": found.stored}
+        typer.echo(jsons.dumps(answer | {"client_memory_bytes": found.client_memory}, indent=1))
         return
     table = Table(title=f"{images} images in {hours:g} h: {images / (3600 * hours):.3g} images/s")
     for name in ("resource", "needed", "there", "load"):
@@ -59,5 +62,11 @@ def plan(
     console.print(
         f"{verdict}: with what is there it takes {found.takes:.3g} h; first bottleneck: {found.bottleneck.what}",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"the store takes {found.stored / GB / 1000:.3g} TB (pixels: {pixels})", highlight=False)
+    console.print(
+        f"the store grows to {found.stored / GB / 1000:.3g} TB (pixels: {pixels}), the client to "
+        f"{found.client_memory / GB:.3g} GB beyond what it starts with",
+        highlight=False,
+        soft_wrap=True,
+    )
