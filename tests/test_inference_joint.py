@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +8,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.neighbours import Joint, class_of, joint_table
 from csst_dask.inference.joint import combine, learn_joint
+from csst_dask.runners.joint import estimate_jointly
 from csst_dask.schema import density_class
 
 NOISE = {"NUV": 0.3, "g": 0.03, "i": 0.1}
@@ -112,3 +115,20 @@ def test_the_table_says_what_is_gained():
 def test_counts_lie_in_their_class():
     counts = np.array([0, 1, 99, 100, 999, 1000, 9999, 10_000, 99_999, 100_000])
     np.testing.assert_array_equal(class_of(np.log10(1.0 + counts)), density_class(counts))
+
+
+def test_no_field_is_judged_by_what_was_learned_from_it():
+    truth, y, scale, band, exposure = sky(60, seed=7)
+    n_star, chips = np.round(10**truth - 1).astype(int), SimpleNamespace(column={"obs_id": exposure}.get)
+
+    def judged(counts, **bounds):
+        return Judged.build(band=band, field=exposure, n_star=counts, density_class=class_of(y), log_star=y, **bounds)
+
+    bounds = {"star_lower": 10 ** (y - scale) - 1, "star_upper": 10 ** (y + scale) - 1}
+    plain = estimate_jointly(chips, judged(n_star, **bounds), 0)
+    half = np.random.default_rng(0).permutation(60)[np.unique(exposure, return_inverse=True)[1]] % 2 == 0
+    other = estimate_jointly(chips, judged(np.where(half, 3 * n_star, n_star), **bounds), 0)
+    assert np.isfinite(plain.error).all()
+    np.testing.assert_array_equal(plain.log_star[half], other.log_star[half])
+    assert (plain.error[~half] < other.error[~half]).all()
+    assert estimate_jointly(chips, judged(n_star), 0) is None
