@@ -79,9 +79,7 @@ def chip_files(folder: Path, number: int) -> ChipFiles:
     """Files of the chip of a number; 18 make an exposure with a folder of its own."""
     exposure, place = divmod(number, len(DETECTORS))
     key = ChipKey(str(10_100_000_000 + exposure), DETECTORS[place], 1)
-    names = (
-        survey_name(key.obs_id, key.detector, "20270101000000", "20270101000230", product) for product in PRODUCTS
-    )
+    names = (survey_name(key.obs_id, key.detector, "20270101000000", "20270101000230", product) for product in PRODUCTS)
     return ChipFiles(key, *(str(folder / key.obs_id / name) for name in names))
 
 
