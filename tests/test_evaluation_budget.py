@@ -91,7 +91,7 @@ def test_a_network_is_measured_in_a_process_of_its_own(weights):
     path = weights / "classifier.safetensors"
     found = cost.measure_network("mine", path, 2)
     assert found.parameters == sum(tensor.numel() for tensor in load_weights(path).module.parameters())
-    assert (found.part, found.model, found.threads, found.batch) == ("classifier", "resnet18", 1, 2)
+    assert (found.part, found.model, found.threads, found.batch) == ("classifier", "perceptron", 1, 2)
     assert 0 < found.ms_per_image < 60_000
     assert 4 * found.parameters / 1e6 < found.memory_mb < 2000
     assert "cores" in cost.describe_machine()

@@ -17,6 +17,7 @@ from csst_dask.runners.chips import simulate_to_store
 from csst_dask.runners.evaluate import judge_store, judge_weights
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.predict import predict_survey
+from csst_dask.schema import BANDS
 from csst_dask.simulation.product import chip_key
 from csst_dask.simulation.survey import plan_survey
 from csst_dask.store import predictions
@@ -40,6 +41,23 @@ def store(tmp_path_factory) -> str:
         ledger.record(simulate_to_store(*chips[key], row, path, config))
     ledger.flush()
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Two untrained networks, which do not say what they learned from."""
+    import torch
+
+    from csst_dask.models import build_classifier, build_regressor, residual_quantiles, save_weights
+
+    folder, truth = tmp_path_factory.mktemp("weights") / "untrained", np.linspace(0, 4, 200)
+    common = {"arch": "resnet18", "inputs": "maps", "channels": 4, "bands": list(BANDS)}
+    torch.manual_seed(0)
+    save_weights(build_classifier("resnet18", 4), folder / "classifier.safetensors", {"task": "classifier", **common})
+    quantiles = residual_quantiles(truth, truth + np.sin(37 * truth) / 10)
+    regressor = {"task": "regressor", "residual_quantiles": quantiles, **common}
+    save_weights(build_regressor("resnet18", 4), folder / "regressor.safetensors", regressor)
+    return folder
 
 
 @pytest.fixture(scope="module")

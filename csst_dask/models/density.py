@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from csst_dask.errors import ConfigError
@@ -121,7 +122,7 @@ class DensityNetwork(nn.Module):
             if (band == place).any():
                 self.band_center[place] = known[band == place].mean(0)
         residual = known - self.band_center[band].double()
-        values, vectors = torch.linalg.eigh(residual.T @ residual / len(residual))
+        values, vectors = _eigh(residual.T @ residual / len(residual))
         self.whitening.copy_(vectors / (values.clamp_min(0) + LEAST_VARIANCE).sqrt())
 
     def strangeness(self, context: Tensor) -> Tensor:
@@ -243,10 +244,20 @@ def _principal(bins: Tensor, number: int) -> Tensor:
     if not bins.shape[1]:
         return bins.new_zeros(0, 0)
     apart = bins - bins.mean(0)
-    # numpy: torch's eigh fails to converge with some thread counts where chips are fewer than bins
-    values, axes = map(torch.from_numpy, np.linalg.eigh((apart.T @ apart / len(apart)).numpy()))
+    values, axes = _eigh(apart.T @ apart / len(apart))
     scatter = values.flip(0)[:number].clamp_min(1e-12).sqrt()
     return axes.flip(1)[:, :number] / (scatter * scatter[0]).sqrt()
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix: the same bits in every process.
+
+    By numpy, because torch fails to converge with some thread counts where chips are fewer than bins; in one thread,
+    because the last digit depends on their number.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        values, vectors = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def _width(stage: nn.Module) -> int:

@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from distributed import Client, Future, get_worker
+from distributed import Client, Future, KilledWorker, get_worker
 
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import known_workers, wait_for_workers
 
 POLL = 0.25
 """Seconds between looks at a gang."""
+LOST = 256
+"""Instead of the exit status, which is below it, of a rank that ended with its worker."""
 GRACE = 3.0
 """Seconds that the other ranks get, when one has failed, to tell whose fault it was."""
 REPLY = 60.0
@@ -225,6 +227,8 @@ class Gang:
                 continue
             try:
                 ends[rank] = future.result(timeout=REPLY)
+            except KilledWorker:
+                ends[rank] = LOST, f"lost the worker {self.workers[rank]} of rank {rank}"
             except Exception as error:  # of the worker's
                 ends[rank] = 1, f"{type(error).__name__}: {error}"
             except CancelledError:
@@ -244,6 +248,8 @@ class Gang:
                 raise ConfigError(text)
             if status < 0:
                 raise GangBroken(f"rank {rank} was killed by {signal.Signals(-status).name}")
+            if status == LOST:
+                raise GangBroken(text)
         for status, text in bad.values():
             if status == STOPPED:
                 raise RanksStopped(text)

@@ -235,7 +235,7 @@ class _Window:
         """Fetch a result on the client's event loop, so that a worker that does not answer holds up nobody."""
         self.waits[key] = asyncio.current_task()  # type: ignore[assignment]
         try:
-            outcome = await self.client.gather(future, asynchronous=True)
+            outcome = await future.result()  # in the loop: of the future itself, as a gather would leave tasks behind
         except (Exception, asyncio.CancelledError) as error:
             self.arrived.put((key, None, error))
         else:
