@@ -1,5 +1,4 @@
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -105,7 +104,7 @@ def test_signals_end_it_after_the_step_at_hand_and_adding_one_does_no_harm(sampl
 
     def ask(*call):
         calls.append(call)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt, match="after step 2 of"):
         fit("regressor", samples, SPLIT, CONFIG, tmp_path, ask, threads=1)
@@ -120,7 +119,7 @@ def test_ctrl_c_while_inputs_are_made_simply_ends_it(samples, tmp_path):
     def interrupt():
         blocks.append(len(list((tmp_path / "inputs").glob(".*"))))
         if blocks[-1]:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         fit("classifier", samples, SPLIT, CONFIG, tmp_path, threads=1, alive=interrupt)
