@@ -150,6 +150,14 @@ def test_slurm_without_slurm(monkeypatch):
         connect(slurm={})
 
 
+def test_ctrl_c_is_ctrl_c_with_workers_as_jobs():
+    found = (
+        "import signal; from csst_dask.runners.slurm import slurm_cluster; slurm_cluster(); "
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True).stdout.strip() == "True"
+
+
 @pytest.mark.parametrize(
     ("walltime", "seconds"),
     [("30", 1800), ("30:10", 1810), ("04:00:00", 14400), ("1-06", 108000), ("2-00:30:05", 174605)],

@@ -194,12 +194,11 @@ def test_gpus_are_asked_for_and_given(slurm, tmp_path, monkeypatch):
 
     from csst_dask.config import SlurmConfig
     from csst_dask.errors import ConfigError
-    from csst_dask.runners.slurm import check_job, job_options
+    from csst_dask.runners.slurm import check_job, job_options, slurm_cluster
 
     def jobs(**settings):
-        jobqueue = pytest.importorskip("dask_jobqueue")
         words = job_options(SlurmConfig(interface="lo", **settings))
-        with jobqueue.SLURMCluster(**words, silence_logs="error") as cluster:
+        with slurm_cluster()(**words, silence_logs="error") as cluster:
             return cluster.job_script()
 
     one_each = jobs(gpus=GPUS, memory="8GiB", cpus=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -47,11 +48,7 @@ def start_slurm_cluster(config: ClusterConfig) -> Any:
     if shutil.which("sbatch") is None:
         raise ConfigError("cluster.slurm: sbatch is not on PATH; start this on a machine that submits to SLURM")
     try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise ConfigError("cluster.slurm: dask-jobqueue is missing: pip install 'csst_dask[slurm]'") from None
-    try:
-        cluster = SLURMCluster(
+        cluster = slurm_cluster()(
             scheduler_options={"dashboard_address": config.dashboard}, silence_logs="error", **job_options(slurm)
         )
     except (OSError, RuntimeError, ValueError) as error:
@@ -62,6 +59,30 @@ def start_slurm_cluster(config: ClusterConfig) -> Any:
         cluster.close(timeout=10)
         raise
     return cluster
+
+
+def slurm_cluster() -> type:
+    """The class of dask-jobqueue, whose import alone would turn Ctrl-C into a silent end of this process.
+
+    Returns
+    -------
+    type
+        `dask_jobqueue.SLURMCluster`.
+
+    Raises
+    ------
+    ConfigError
+        If dask-jobqueue is missing.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise ConfigError("cluster.slurm: dask-jobqueue is missing: pip install 'csst_dask[slurm]'") from None
+    if before is not None:
+        signal.signal(signal.SIGINT, before)
+    found: type = SLURMCluster
+    return found
 
 
 def job_options(slurm: SlurmConfig) -> dict[str, Any]:
