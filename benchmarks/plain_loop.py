@@ -39,8 +39,8 @@ def predict_file(path: str) -> dict[str, NDArray]:
     image = Path(path)
     with fits.open(image) as hdus:
         pixels, band = hdus[1].data, str(hdus[0].header.get("FILTER") or hdus[1].header["FILTER"])
-    flags = fits.getdata(image.with_name(image.name.replace("_img_", "_flg_")), 1)
-    weights = fits.getdata(image.with_name(image.name.replace("_img_", "_wht_")), 1)
+    flags = fits.getdata(image.with_name(image.name.replace("_img", "_flg")), 1)
+    weights = fits.getdata(image.with_name(image.name.replace("_img", "_wht")), 1)
     mask = mask_table(MaskConfig().flag_bits)[flags]
     mask[~(weights > 0)] |= 1
     return answer(np.ascontiguousarray(pixels, np.float32), mask, band)

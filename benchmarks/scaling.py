@@ -173,9 +173,15 @@ def main() -> None:
     if wrong := set(parts) - set(PARTS):
         parser.error(f"found {', '.join(sorted(wrong))}; expected some of {', '.join(PARTS)}")
     console.print(f"{len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}", highlight=False)
-    costs: dict = {}
+    known = vars(Costs.load(given.out)) if given.out and given.out.exists() else {}
+
+    def keep(costs: dict) -> None:
+        known.update(costs)
+        if given.out:
+            given.out.write_text(Costs(**known).dump())
+
     if "tasks" in parts:
-        costs |= measure_tasks(given.tasks, given.singles)
+        keep(measure_tasks(given.tasks, given.singles))
     if set(parts) - {"tasks"}:
         near = given.exposures.parent if given.exposures else None  # hard links stay on one file system
         with tempfile.TemporaryDirectory(dir=near) as name:
@@ -186,14 +192,11 @@ def main() -> None:
                 else simulate(folder, given.chips)
             )
             if "runs" in parts:
-                costs |= measure_runs(files, folder, given.chips, given.rounds)
+                keep(measure_runs(files, folder, given.chips, given.rounds))
             if "stages" in parts:
-                costs |= measure_stages(files, folder, min(given.stage_chips, given.chips))
+                keep(measure_stages(files, folder, min(given.stage_chips, given.chips)))
             if "compare" in parts:
                 compare(files, folder, given.rounds)
-    if given.out:
-        known = vars(Costs.load(given.out)) if given.out.exists() else {}
-        given.out.write_text(Costs(**known | costs).dump())
 
 
 if __name__ == "__main__":

@@ -221,7 +221,8 @@ class Predict:
 def with_ray(images: Sequence[str], workers: int) -> tuple[Used, np.ndarray]:
     """The same functions under Ray Data.
 
-    Its actors start and load with each job: what a job of one image for each takes is subtracted.
+    Its actors start and load with each job: what a job of one image for each takes is subtracted. A first such job
+    is not counted, since it fills the caches.
     """
     import ray
     import ray.data
@@ -246,10 +247,11 @@ def with_ray(images: Sequence[str], workers: int) -> tuple[Used, np.ndarray]:
         return np.array([answers[path] for path in some])
 
     try:
-        chain(images[:workers])
+        for _ in range(2):
+            chain(images[:workers])
         answers = chain(images)
     finally:
         ray.shutdown()
-    start, everything = found
+    _, start, everything = found
     scale = len(images) / (len(images) - workers)
     return Used((everything.wall - start.wall) * scale, (everything.cpu - start.cpu) * scale), answers

@@ -25,20 +25,20 @@ class Costs:
     )
     """Bytes of its FITS files: image and weights in float32, flags in uint16."""
     written: Mapping[str, float] = field(
-        default_factory=lambda: {"lossless": 263 * MB, "quantised": 99 * MB, "none": 0.7 * MB}
+        default_factory=lambda: {"lossless": 284 * MB, "quantised": 98 * MB, "none": 0.87 * MB}
     )
     """Bytes that go to the store, by ``ingest.pixels``."""
-    ingest: Mapping[str, float] = field(default_factory=lambda: {"lossless": 4.0, "quantised": 3.0, "none": 0.6})
+    ingest: Mapping[str, float] = field(default_factory=lambda: {"lossless": 2.6, "quantised": 2.0, "none": 0.8})
     """CPU time of reading, reducing and storing, s, by ``ingest.pixels``."""
-    predict: float = 0.01
+    predict: float = 0.015
     """CPU time of the two shipped networks, s."""
-    scheduler: float = 0.0006
+    scheduler: float = 0.0007
     """CPU time of the scheduler, s."""
-    client: float = 0.002
+    client: float = 0.0016
     """CPU time of the client: finding files, submitting, the ledger, s."""
-    worker_memory: float = 1.2 * GB
+    worker_memory: float = 1.0 * GB
     """Resident bytes of a worker process, however many images it has done."""
-    client_memory: float = 3000.0
+    client_memory: float = 4500.0
     """Bytes that the client keeps of an image of the survey, whether it is in flight or not."""
     device: float = 0.15
     """CPU time that is left where a GPU reduces and no pixels are stored, s. A limit, not a measurement: what copying
