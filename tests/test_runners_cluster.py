@@ -150,6 +150,14 @@ def test_slurm_without_slurm(monkeypatch):
         connect(slurm={})
 
 
+def test_workers_are_known_whatever_the_client_remembers(client, monkeypatch):
+    async def forget(n_workers=0):
+        client._scheduler_identity = {"workers": {}}
+
+    monkeypatch.setattr(client, "_update_scheduler_info", forget)
+    assert len(known_workers(client)) == 2
+
+
 def test_ctrl_c_is_ctrl_c_with_workers_as_jobs():
     found = (
         "import signal; from csst_dask.runners.slurm import slurm_cluster; slurm_cluster(); "

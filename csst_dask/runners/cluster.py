@@ -131,8 +131,15 @@ def dask_setup(worker: object) -> None:
 
 
 def known_workers(client: Client) -> dict[str, dict]:
-    """What the scheduler knows of every worker, by address."""
-    return client.scheduler_info(n_workers=-1)["workers"]
+    """What the scheduler knows of every worker, by address; OSError if it does not answer.
+
+    Asked for each time: what `Client.scheduler_info` returns is replaced every two seconds, in another thread, by a
+    summary without workers.
+    """
+    if client.scheduler is None:
+        raise OSError("the client is not connected")
+    found: dict[str, dict] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return found
 
 
 def wait_for_workers(client: Client, number: int, seconds: float = ARRIVAL) -> None:

@@ -18,6 +18,7 @@ from distributed import Client, get_worker
 
 from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
+from csst_dask.runners.cluster import known_workers
 from csst_dask.runners.faults import Failure
 from csst_dask.runners.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
 from csst_dask.runners.window import Task, run_tasks
@@ -265,7 +266,7 @@ def _plan(task: str, store: str, settings: dict[str, Any]) -> Any:
 
 
 def _workers_by_host(client: Client) -> dict[str, int]:
-    known = client.scheduler_info(n_workers=-1)["workers"]
+    known = known_workers(client)
     return dict(Counter(str(urlparse(address).hostname) for address in known))
 
 
