@@ -117,6 +117,20 @@ def test_what_cannot_be_told_is_refused_or_said():
         choose_chips(chips, {"a": network(chips)}, "random-test", checksum)
 
 
+@pytest.mark.parametrize("kind", ["field", "random"])
+def test_each_of_several_stores_is_judged_on_its_share_of_the_test_chips(kind):
+    stores = [survey(name="a"), survey(name="b", seed=1, shift=120)]
+    columns = {name: np.concatenate([chips.column(name) for chips in stores]) for name in COLUMNS}
+    samples = Samples(np.zeros((480, 6, 1, 1)), {}, **columns, sizes=(240, 240))
+    split = samples.split(2, kind)
+    net = json.loads(json.dumps({"task": "classifier", "split": record_split(samples, split, 2)}))
+    found = [choose_chips(chips, {"net": net}, "test", checksum).chips.rows for chips in stores]
+    np.testing.assert_array_equal(np.concatenate([found[0], found[1] + 240]), split.test)
+    if kind == "random":
+        with pytest.raises(ConfigError, match="240 and 240 then, 239 now"):
+            choose_chips(stores[0].take(np.arange(239)), {"net": net}, "test", checksum)
+
+
 def test_several_networks_are_judged_where_none_has_learned():
     chips = survey()
     nets = {f"n{seed}": network(chips, seed=seed) for seed in range(2)}

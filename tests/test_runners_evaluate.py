@@ -107,7 +107,7 @@ def test_networks_and_baselines_are_judged_on_the_test_chips_that_the_weights_re
     monkeypatch.setattr(evaluate, "_network_costs", lambda *_: [])
     monkeypatch.setattr("csst_dask.evaluation.trees.LEAST_CHIPS", 5)
     page = judge_store(
-        client, store, tmp_path / "out", config, [folder], part="test", baselines=store, least_pixels=len(split.test)
+        client, store, tmp_path / "out", config, [folder], part="test", baselines=[store], least_pixels=len(split.test)
     )
     text = page.read_text()
     compared = pd.read_csv(page.parent / "methods.csv")
@@ -152,7 +152,7 @@ def test_stores_with_pixels_are_a_comparison_of_their_own_and_what_cannot_run_is
     table = next(page.parent.glob("on_chips_that_keep*methods.csv"))
     assert pd.read_csv(table)["method"].tolist() == [trained[0].name, EXTRACTION]
     assert len(pd.read_csv(page.parent / "table5.csv")) == 8
-    page = judge_store(client, store, tmp_path / "why", config, [weights], baselines=store, costs=False)
+    page = judge_store(client, store, tmp_path / "why", config, [weights], baselines=[store], costs=False)
     text = page.read_text()
     assert f"No {TREES}: they would learn from survey.zarr, 0 chips" in text
     assert "it needs at least 200" in text

@@ -173,7 +173,7 @@ def test_a_trial_that_fails_is_told_once_and_tried_again_when_asked(client, trai
 
 def searched_serially(out, seed, trials, resume_at=None):
     """Parameters of trials that are told a score of their own, without any training."""
-    search = Search("regressor", "", str(out), {"recipe": "paper", "seed": seed}, "a study", "")
+    search = Search("regressor", [], str(out), {"recipe": "paper", "seed": seed}, "a study", "")
     create_study(search, {})
     for place in range(trials):
         trial = open_study(search, place).ask()
@@ -189,7 +189,7 @@ def test_a_serial_search_repeats_itself_and_no_trial_repeats_another(tmp_path):
 
 
 def test_trials_that_run_at_the_same_time_do_not_look_at_the_same_place(tmp_path):
-    search = Search("classifier", "", str(tmp_path), {}, "a study", "")
+    search = Search("classifier", [], str(tmp_path), {}, "a study", "")
     create_study(search, {})
     asked = [open_study(search, place).ask() for place in range(6)]
     rates = [trial.suggest_float("learning_rate", *SPACE["learning_rate"], log=True) for trial in asked]

@@ -114,6 +114,30 @@ def test_only_chips_that_are_done_and_have_truth_are_loaded(store):
     assert load_samples(path, bands=("u",)).field.tolist() == ["d"]
 
 
+def test_chips_of_several_stores_follow_one_another(store, tmp_path):
+    path, data = store
+    more = data.assign_coords(field=("chip", text(["x", "y", "z", "u", "v", "w"]))) * 1
+    for name in ("status", "n_star", "n_bright"):
+        more[name] = data[name]
+    more["reduced"] = 2 * data["reduced"]
+    more.to_zarr(tmp_path / "more.zarr", consolidated=False)
+    one, other = load_samples(path), load_samples(tmp_path / "more.zarr")
+    both = load_samples([path, tmp_path / "more.zarr"])
+    assert both.field.tolist() == ["a", "d", "e", "x", "u", "v"]
+    assert (both.sizes, both.checksums) == ((3, 3), one.checksums + other.checksums)
+    assert both.reduced.shape == (6, 6, 4, 4)
+    np.testing.assert_array_equal(both.reduced, np.concatenate([one.reduced, other.reduced]))
+    rows = np.array([5, 0, 3, 0])
+    np.testing.assert_array_equal(both.reduced[rows], np.asarray(both.reduced)[rows])
+    np.testing.assert_array_equal(both.scalars["sky_sigma"][3:], other.scalars["sky_sigma"])
+    with pytest.raises(ConfigError, match=r"both have the field a \(3 in common\)"):
+        load_samples([path, path])
+    small = more.isel(ix=slice(0, 2))
+    small.to_zarr(tmp_path / "small.zarr", consolidated=False)
+    with pytest.raises(ConfigError, match="reduce them alike"):
+        load_samples([path, tmp_path / "small.zarr"])
+
+
 def test_a_store_without_what_is_needed_is_refused(store, tmp_path):
     path, data = store
     with pytest.raises(ConfigError, match="no chip"):
@@ -177,7 +201,7 @@ def test_what_was_learned_from_lies_near_the_recorded_centres():
     taken = {"band": samples.band, "n_star": samples.n_star, "n_bright": samples.n_bright, "field": samples.field}
     other = Samples(samples.reduced, {}, **{k: v[order] for k, v in taken.items()}, ra=samples.ra[order],
                     dec=samples.dec[order])  # fmt: skip
-    assert other.checksum != samples.checksum == sampled().checksum
+    assert other.checksums != samples.checksums == sampled().checksums
 
 
 def test_a_record_of_very_many_chips_stays_small():

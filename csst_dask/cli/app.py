@@ -58,6 +58,7 @@ app = typer.Typer(
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML configuration.", show_default=False)]
 StoreOption = Annotated[str, typer.Option("--store", help="Survey store: a folder or URL.")]
+StoresOption = Annotated[list[str], typer.Option("--store", help="Survey store: a folder or URL; several at will.")]
 SchedulerOption = Annotated[
     str | None,
     typer.Option("--scheduler", help="Join the cluster of this scheduler, tcp://host:port.", show_default=False),

@@ -41,8 +41,8 @@ def evaluate(
         typer.Option("--part", help="All chips on sky that was not learned from, or the weights' own test chips."),
     ] = Part.all,
     baselines: Annotated[
-        str | None,
-        typer.Option("--baselines", help="Store that the baselines learn from.", show_default="none"),
+        list[str] | None,
+        typer.Option("--baselines", help="Store that the baselines learn from; several at will.", show_default="none"),
     ] = None,
     pixel_stores: Annotated[
         tuple[str, str] | None,
@@ -78,7 +78,7 @@ def evaluate(
     with connected(chosen) as (client, stages):
         page = judge_store(
             client, store, out.resolve(), chosen, [*weights] if weights else [None], part=part.value,
-            baselines=baselines, pixel_stores=pixel_stores, costs=cost, stages=stages,
+            baselines=baselines or (), pixel_stores=pixel_stores, costs=cost, stages=stages,
         )  # fmt: skip
     console.print(f"evaluation: {page}", highlight=False, soft_wrap=True, markup=False)
 

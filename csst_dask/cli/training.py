@@ -21,7 +21,7 @@ from csst_dask.cli.app import (
     ConfigOption,
     SchedulerFileOption,
     SchedulerOption,
-    StoreOption,
+    StoresOption,
     WorkersOption,
     app,
     console,
@@ -53,7 +53,7 @@ class Launcher(StrEnum):
 @app.command()
 def train(
     task: Annotated[Kind, typer.Argument(help="Which network.")],
-    store: StoreOption,
+    store: StoresOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints, weights and model card.")],
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How to train.", show_default="csst")] = None,
     arch: Annotated[
@@ -111,7 +111,7 @@ def train(
 @app.command()
 def tune(
     task: Annotated[Kind, typer.Argument(help="Which network.")],
-    store: StoreOption,
+    store: StoresOption,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Finished or pruned trials in all, over every call.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the study and its best settings.")],
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How to train.", show_default="csst")] = None,
@@ -155,7 +155,7 @@ def tune(
 
 @app.command()
 def export(
-    store: StoreOption,
+    store: StoresOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for one .pt file a chip.")],
     inputs: Annotated[
         str, typer.Option("--inputs", help="Kind of network inputs: paper-point, paper-area or maps.")

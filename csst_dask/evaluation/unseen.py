@@ -87,7 +87,7 @@ def _pooled(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, 
     """Records of one split, of which each task uses other chips, know each other's test fields."""
 
     def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        return all(one[name] == other[name] for name in ("kind", "seed", "chips_sha256"))
+        return all(one[name] == other[name] for name in ("kind", "seed", "stores"))
 
     return {
         name: {**record, "test_fields": sorted({
@@ -143,13 +143,15 @@ def _recorded(chips: Truth, name: str, metadata: Mapping[str, Any], checksum: Ch
     if record["kind"] == "field":
         return np.isin(chips.column("field"), record["test_fields"]) | unusable
     divided = np.flatnonzero(np.isin(chips.column("band"), record["bands"]))
-    if not _same(chips, record, checksum):
+    start = _start(chips, record, checksum)
+    if start is None:
+        then = " and ".join(str(store["chips"]) for store in record["stores"])
         raise ConfigError(
-            f"{name} records a split at random of other chips than this store now holds ({record['chips']} then, "
+            f"{name} records a split at random of other chips than this store now holds ({then} then, "
             f"{len(divided)} now); name the very store that it learned from"
         )
-    test = np.zeros(len(chips), bool)
-    test[divided[record["test_rows"]]] = True
+    test, rows = np.zeros(len(chips), bool), np.array(record["test_rows"], np.int64) - start
+    test[divided[rows[(rows >= 0) & (rows < len(divided))]]] = True
     return test | unusable
 
 
@@ -159,15 +161,20 @@ def _unusable(chips: Truth, metadata: Mapping[str, Any]) -> NDArray[np.bool_]:
     return (chips.column("n_bright") < 0) | (density_class(chips.column("n_star")) == N_CLASSES - 1)
 
 
-def _same(chips: Truth, record: Mapping[str, Any], checksum: Checksum) -> bool:
-    divided = chips.take(np.isin(chips.column("band"), record["bands"]))
-    return len(divided) == record["chips"] and checksum(divided) == record["chips_sha256"]
+def _start(chips: Truth, record: Mapping[str, Any], checksum: Checksum) -> int | None:
+    """Place of a store's first chip among all that were divided; None if it was not among these stores."""
+    divided, start = chips.take(np.isin(chips.column("band"), record["bands"])), 0
+    for store in record["stores"]:
+        if len(divided) == store["chips"] and checksum(divided) == store["chips_sha256"]:
+            return start
+        start += store["chips"]
+    return None
 
 
 def _seen(chips: Truth, record: Mapping[str, Any], checksum: Checksum) -> NDArray[np.bool_]:
     """Chips on sky that a network learned from; the record is a little coarse, but not for its own test fields."""
     near = chips.near(record["centres"]["ra"], record["centres"]["dec"], record["separation"] + record["radius"])
-    if near.any() and record["kind"] == "field" and _same(chips, record, checksum):
+    if near.any() and record["kind"] == "field" and _start(chips, record, checksum) is not None:
         near &= ~np.isin(chips.column("field"), record["test_fields"])
     return near
 

@@ -44,10 +44,16 @@ def _apart(store: str, judged: Sequence[Truth]) -> tuple[Truth, str]:
 
 
 def try_trees(
-    client: Client, store: str, judged: Sequence[Truth], config: Config, stages: Stages | None, folder: Path | None
+    client: Client,
+    stores: Sequence[str],
+    judged: Sequence[Truth],
+    config: Config,
+    stages: Stages | None,
+    folder: Path | None,
 ) -> tuple[list[Judged], str, list[Cost]]:
     """Trees judged on each set of chips (nothing if they cannot learn), what to say of it, and their cost."""
-    learning, note = _apart(store, judged)
+    learning, notes = zip(*(_apart(store, judged) for store in stores), strict=True)
+    note = "; ".join(notes)
     try:
         fitted = learn_trees(client, learning, config, stages)
     except ConfigError as reason:
@@ -64,15 +70,18 @@ def try_trees(
     return found, f"The {TREES} learned from {note}.", cost
 
 
-def learn_trees(client: Client, learning: Truth, config: Config, stages: Stages | None = None) -> TreesBaseline:
-    """Trees and a support vector machine from the statistics of some chips, a tenth of which (by field) calibrates."""
+def learn_trees(
+    client: Client, learning: Sequence[Truth], config: Config, stages: Stages | None = None
+) -> TreesBaseline:
+    """Trees and a support vector machine from the statistics of chips of some stores; a tenth (by field) calibrates."""
     from csst_dask.training.split import split_by_field
 
-    columns = {name: learning.column(name) for name in ("field", "band", "n_star", "n_bright", "ra", "dec")}
+    names = "field", "band", "n_star", "n_bright", "ra", "dec"
+    columns = {name: np.concatenate([chips.column(name) for chips in learning]) for name in names}
     seed = config.training.seed
     split = split_by_field(columns["field"], density_class(columns["n_star"]), columns["ra"], columns["dec"], seed=seed)
     train = np.sort(np.concatenate([split.train, split.test]))
-    table = _statistics(client, learning, stages)["statistics"]
+    table = np.concatenate([_statistics(client, chips, stages)["statistics"] for chips in learning])
     known = columns["band"], columns["n_star"], columns["n_bright"]
     return fit_trees(table, *known, train, split.validation, seed=seed)
 

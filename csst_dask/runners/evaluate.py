@@ -38,7 +38,7 @@ def judge_store(
     weights: Sequence[Path | None],
     *,
     part: str = "all",
-    baselines: str | None = None,
+    baselines: Sequence[str] = (),
     pixel_stores: tuple[str, str] | None = None,
     least_pixels: int = LEAST_PIXELS,
     costs: bool = True,
@@ -61,9 +61,9 @@ def judge_store(
         Folders of pairs of networks, the principal one first; None is what ships with the package.
     part : str
         One of `evaluation.unseen.PARTS`.
-    baselines : str, optional
-        Store that the baselines learn from: trees and a support vector machine on the statistics of the maps, and
-        source extraction where both stores keep pixels.
+    baselines : sequence of str
+        Stores that the baselines learn from: trees and a support vector machine on the statistics of the maps, from
+        all of them, and source extraction from the first one, where that and ``store`` keep pixels.
     pixel_stores : (str, str), optional
         Stores that keep pixels, for source extraction: one to calibrate with and one to judge on, where all other
         methods are judged too.
@@ -95,7 +95,7 @@ def judge_store(
         name: judge_weights(client, pixels.chips, config, folder, stages) for name, folder in folders.items()
     }  # fmt: skip
     measured = _network_costs(folders, config, out) if costs else []
-    if baselines is not None:
+    if baselines:
         everything = [truth] if pixels is None else [truth, pixels.chips]
         trees, note, cost = try_trees(client, baselines, everything, config, stages, out if costs else None)
         for place, judged in zip((methods, there), trees, strict=False):
@@ -108,7 +108,7 @@ def judge_store(
         title = f"On chips that keep their pixels: {Path(pixel_stores[1]).stem}, {len(pixels.chips)} chips"
         others.append(Comparison(title, there | found, [*pixels.notes, note]))
     else:
-        learn = baselines or store
+        learn = baselines[0] if baselines else store
         found, note, cost = try_extraction(client, learn, truth, least_pixels, stages, costs)
         methods |= found
         notes.append(note)

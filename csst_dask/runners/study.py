@@ -25,7 +25,7 @@ class Search:
     """What every trial is told; travels to the workers."""
 
     task: str
-    store: str
+    stores: list[str]
     out: str
     settings: dict[str, Any]
     """Of `TrainingConfig`: what is not searched."""

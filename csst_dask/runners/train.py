@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -20,7 +20,7 @@ from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import connect, known_workers, wait_for_workers
 from csst_dask.runners.gang import PATIENCE, events_in, last_words, train_gang
-from csst_dask.store.survey import locate
+from csst_dask.store.survey import locate_all
 
 if TYPE_CHECKING:
     from csst_dask.training import FitResult
@@ -29,7 +29,12 @@ Progress = Callable[[int, int, int, int, float], None]
 
 
 def train_network(
-    task: str, store: str, out: Path, config: Config, progress: Progress | None = None, command: str = ""
+    task: str,
+    store: str | Sequence[str],
+    out: Path,
+    config: Config,
+    progress: Progress | None = None,
+    command: str = "",
 ) -> FitResult:
     """Train a network; an interrupted training goes on from its last checkpoint.
 
@@ -37,8 +42,8 @@ def train_network(
     ----------
     task : str
         ``classifier`` or ``regressor``.
-    store : str
-        Survey store whose chips have truth: a folder or URL.
+    store : str or sequence of str
+        Survey stores whose chips have truth: folders or URLs.
     out : Path
         Receives checkpoints, log, weights and model card; with several ranks, all see it.
     config : Config
@@ -56,7 +61,7 @@ def train_network(
     Raises
     ------
     ConfigError
-        If the store has no chips to learn from, a setting is wrong, or the workers do not come.
+        If a store has no chips to learn from, a setting is wrong, or the workers do not come.
     RuntimeError
         If ranks failed more often than they may.
     KeyboardInterrupt
@@ -64,15 +69,16 @@ def train_network(
     """
     from csst_dask.training import FitResult, fit, load_samples
 
-    out, store, training, cluster = Path(out).resolve(), locate(store), config.training, config.cluster
+    out, stores, training, cluster = Path(out).resolve(), locate_all(store), config.training, config.cluster
     named = cluster.scheduler or cluster.scheduler_file
     if named and training.launcher == "torchrun":
         raise ConfigError(
             f"the scheduler {named} cannot serve torchrun, which starts its ranks here; leave out --scheduler, or "
             "choose --launcher dask"
         )
-    samples = load_samples(store, training.bands)
-    data = f"{Path(store).name}: {len(samples)} chips with truth"
+    samples = load_samples(stores, training.bands)
+    sizes = samples.sizes or (len(samples),)
+    data = "; ".join(f"{Path(one).name}: {size} chips with truth" for one, size in zip(stores, sizes, strict=True))
     jobs = not named and cluster.slurm and (cluster.maximum or cluster.workers)
     ranks = training.ranks or jobs or (0 if named else gpus_here() or 1)
     if ranks == 1 and not cluster.elsewhere:
@@ -80,7 +86,7 @@ def train_network(
         return fit(task, samples, split, training, out, progress, data=data, command=command)
     with _stopped_by_sigterm():
         if training.launcher == "torchrun":
-            spec = _write_spec(training, ranks, out, task=task, store=store, data=data, command=command)
+            spec = _write_spec(training, ranks, out, task=task, store=stores, data=data, command=command)
             run_torchrun(spec, ranks, training, progress)
         else:
             if not named and (cluster.workers or ranks) < ranks:
@@ -92,14 +98,14 @@ def train_network(
             client = connect(cluster if named else cluster.model_copy(update=own), share_gpus=True)
             try:
                 ranks = ranks or gpus_of(client) or 1
-                spec = _write_spec(training, ranks, out, task=task, store=store, data=data, command=command)
+                spec = _write_spec(training, ranks, out, task=task, store=stores, data=data, command=command)
                 train_gang(client, spec, ranks, training.timeout, training.restarts, progress)
             finally:
                 client.close()
     return FitResult.from_folder(out, task)
 
 
-def _write_spec(training: TrainingConfig, ranks: int, out: Path, **spec: str) -> Path:
+def _write_spec(training: TrainingConfig, ranks: int, out: Path, **spec: str | list[str]) -> Path:
     """What the ranks are to do; micro-batches are fixed, so that a gang that has lost a rank takes the same steps."""
     from csst_dask.training.rank import write_spec
 

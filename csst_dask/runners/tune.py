@@ -9,7 +9,7 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -22,6 +22,7 @@ from csst_dask.runners.cluster import known_workers
 from csst_dask.runners.faults import Failure
 from csst_dask.runners.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
 from csst_dask.runners.window import Task, run_tasks
+from csst_dask.store.survey import locate_all
 
 if TYPE_CHECKING:
     import optuna
@@ -65,7 +66,7 @@ def settings_of(params: dict[str, float], config: TrainingConfig) -> dict[str, A
 def tune_network(
     client: Client,
     task: str,
-    store: str,
+    store: str | Sequence[str],
     trials: int,
     out: Path,
     config: Config,
@@ -84,8 +85,8 @@ def tune_network(
     client : distributed.Client
     task : str
         ``classifier`` or ``regressor``.
-    store : str
-        Survey store with truth; all workers see it, and ``out``.
+    store : str or sequence of str
+        Survey stores with truth; all workers see them, and ``out``.
     trials : int
         Finished or pruned trials in the end, those of earlier calls included.
     out : Path
@@ -110,10 +111,10 @@ def tune_network(
     settings = config.training.model_dump(mode="json")
     if isinstance(config.training.pretrained, Path):
         settings["pretrained"] = str(config.training.pretrained.resolve())
-    store, out = str(Path(store).resolve()) if "://" not in store else store, Path(out).resolve()
-    identity = client.submit(identify, task, store, settings, pure=False).result()
+    stores, out = locate_all(store), Path(out).resolve()
+    identity = client.submit(identify, task, stores, settings, pure=False).result()
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    search = Search(task, store, str(out), settings, f"{task}-{digest[:16]}", uuid.uuid4().hex)
+    search = Search(task, stores, str(out), settings, f"{task}-{digest[:16]}", uuid.uuid4().hex)
     study = create_study(search, identity)
     fail_orphans(study, out)
     left = max(0, trials - count_states(study)["ended"])
@@ -153,9 +154,9 @@ def _conclude(study: optuna.Study, search: Search, arch: str) -> dict[str, Any]:
     return {"score": study.best_value, "settings": found} | counts
 
 
-def identify(task: str, store: str, settings: dict[str, Any]) -> dict[str, Any]:
+def identify(task: str, stores: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """What makes a study what it is: task, chips and every setting that is fixed; runs on a worker."""
-    run, config = _plan(task, store, settings), TrainingConfig.model_validate(settings)
+    run, config = _plan(task, stores, settings), TrainingConfig.model_validate(settings)
     space = search_space(task, config)
     fixed = {name: value for name, value in run.settings.items() if name not in space}
     if OF_LAYERS[0] in space:
@@ -169,7 +170,7 @@ def prepare(search: Search) -> None:
 
     from csst_dask.training.cache import InputCache
 
-    run = _plan(search.task, search.store, search.settings)
+    run = _plan(search.task, search.stores, search.settings)
     folder = Path(search.out) / "inputs" / run.inputs_key
     InputCache.fill(folder, run.samples, run.visited, run.inputs)
     run.build(InputCache.open(folder, run.samples, run.visited), torch.device("cpu"))
@@ -241,7 +242,7 @@ def _train(search: Search, trial: optuna.Trial, threads: int) -> float:
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} in epoch {epoch}")
 
-    samples, split = _data(search.store, config)
+    samples, split = _data(search.stores, config)
     folder, inputs = Path(search.out) / trial_folder(trial.number), Path(search.out) / "inputs"
     try:
         result = fit(search.task, samples, split, config, folder, progress, threads=threads, watch=watch, inputs=inputs)
@@ -250,19 +251,19 @@ def _train(search: Search, trial: optuna.Trial, threads: int) -> float:
     return rows[result.best_epoch - 1]["validation_score"]
 
 
-def _data(store: str, config: TrainingConfig) -> tuple[Any, Any]:
+def _data(stores: list[str], config: TrainingConfig) -> tuple[Any, Any]:
     from csst_dask.training import load_samples
 
-    samples = load_samples(store, config.bands)
+    samples = load_samples(stores, config.bands)
     return samples, samples.split(config.seed, config.split)
 
 
-def _plan(task: str, store: str, settings: dict[str, Any]) -> Any:
+def _plan(task: str, stores: list[str], settings: dict[str, Any]) -> Any:
     from csst_dask.training.recipes import task_named
     from csst_dask.training.run import plan_run
 
     config = TrainingConfig.model_validate(settings)
-    return plan_run(task_named(task), *_data(store, config), config)
+    return plan_run(task_named(task), *_data(stores, config), config)
 
 
 def _workers_by_host(client: Client) -> dict[str, int]:

@@ -7,6 +7,7 @@ tasks never touch the same file and writing a chip again is harmless.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def locate(path: str | Path) -> str:
     """A store's path as every worker can use it: a URL as it is, a folder from the root."""
     text = str(path)
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def locate_all(stores: str | Path | Sequence[str | Path]) -> list[str]:
+    """`locate` of one store or of several."""
+    return [locate(store) for store in ([stores] if isinstance(stores, str | Path) else stores)]
 
 
 def exists(path: str) -> bool:

@@ -166,7 +166,7 @@ def import_samples(folder: Path) -> Samples:
         )
     rows = [_plain(path, index["fingerprint"]) for path in paths]
     scalars = {name: np.array([row["scalars"][name] for row in rows], np.float64) for name in rows[0]["scalars"]}
-    columns = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
+    columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
     shape = tuple(_load(paths[0])["reduced"].shape)
     return Samples(reduced=ExportedMaps(paths, shape), scalars=scalars, **columns)
 

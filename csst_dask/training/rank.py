@@ -29,7 +29,7 @@ EVERY = 0.5
 
 
 def write_spec(path: Path, **spec: Any) -> Path:
-    """Write what a rank is to do: ``task``, ``store``, ``out``, ``config`` (of `fit`), ``data`` and ``command``."""
+    """Write what a rank is to do: ``task``, ``store`` (or several), ``out``, ``config``, ``data``, ``command``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     end_of(path).unlink(missing_ok=True)
     path.write_text(json.dumps(spec, indent=1))

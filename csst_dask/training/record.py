@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COVER = 0.5
 """Positions of chips that were learned from are recorded to this, deg, or twice that until there are `MOST_CENTRES`."""
 
-MOST_CENTRES = 4000
+MOST_CENTRES = 10_000
 """Most positions that are recorded."""
 
 
@@ -36,10 +36,10 @@ def record_split(samples: Samples, split: Split, seed: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``kind`` (``field`` if no field stands on both sides, else ``random``), ``seed``; ``bands``, number and SHA-256
-        (`checksum_chips`) of the ``chips`` that were divided; ``test_fields``, or for a random split ``test_rows``
-        among these chips; ``centres`` (ra, dec, deg): every chip that was learned from lies within ``radius`` (deg) of
-        one; ``separation``, within which of these sky counts as seen, deg.
+        ``kind`` (``field`` if no field stands on both sides, else ``random``), ``seed``; ``bands`` of the chips that
+        were divided, and number and SHA-256 (`checksum_chips`) of those of each of their ``stores``; ``test_fields``,
+        or for a random split ``test_rows`` among all these chips; ``centres`` (ra, dec, deg): every chip that was
+        learned from lies within ``radius`` (deg) of one; ``separation``, within which of these sky counts as seen, deg.
     """
     learned = np.concatenate([split.train, split.validation])
     shared = np.isin(samples.field[split.test], samples.field[learned]).any()
@@ -48,8 +48,10 @@ def record_split(samples: Samples, split: Split, seed: int) -> dict[str, Any]:
         "kind": "random" if shared else "field",
         "seed": seed,
         "bands": sorted(set(samples.band.tolist())),
-        "chips": len(samples),
-        "chips_sha256": samples.checksum,
+        "stores": [
+            {"chips": size, "chips_sha256": checksum}
+            for size, checksum in zip(samples.sizes or (len(samples),), samples.checksums, strict=True)
+        ],
         "test_fields": [] if shared else np.unique(samples.field[split.test]).tolist(),
         "test_rows": split.test.tolist() if shared else [],
         "centres": centres,

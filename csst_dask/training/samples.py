@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -51,6 +52,31 @@ class StoredMaps:
 
 
 @dataclass(frozen=True, eq=False)
+class JoinedMaps:
+    """Reduced maps of several stores, one after the other."""
+
+    parts: tuple[Maps, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
+        """All of them, in memory."""
+        return self[np.arange(self.shape[0])].astype(dtype or np.float32, copy=False)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows, start = np.asarray(rows), 0
+        out = np.empty((len(rows), *self.shape[1:]), np.float32)
+        for part in self.parts:
+            here = (rows >= start) & (rows < start + part.shape[0])
+            if here.any():
+                out[here] = part[rows[here] - start]
+            start += part.shape[0]
+        return out
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Chips with truth."""
 
@@ -66,6 +92,8 @@ class Samples:
     ra: NDArray[np.float64]
     """Centre of the chip, deg ICRS."""
     dec: NDArray[np.float64]
+    sizes: tuple[int, ...] = ()
+    """Chips of each store that they come from, in order; empty if they are all of one."""
 
     def __len__(self) -> int:
         return len(self.n_star)
@@ -76,9 +104,12 @@ class Samples:
         return density_class(self.n_star)
 
     @property
-    def checksum(self) -> str:
-        """SHA-256 of what the chips are, in their order: band, field, true counts and position."""
-        return checksum_chips(self.band, self.field, self.n_star, self.n_bright, self.ra, self.dec)
+    def checksums(self) -> list[str]:
+        """SHA-256 of what the chips of each store are, in their order: band, field, true counts and position."""
+        ends = np.cumsum(self.sizes or (len(self),))
+        parts = [slice(end - size, end) for end, size in zip(ends, self.sizes or (len(self),), strict=True)]
+        columns = self.band, self.field, self.n_star, self.n_bright, self.ra, self.dec
+        return [checksum_chips(*(column[part] for column in columns)) for part in parts]
 
     def split(self, seed: int = 0, kind: Literal["field", "random"] = "field") -> Split:
         """Divide with `split_by_field`, or at random with `split_at_random`."""
@@ -87,26 +118,55 @@ class Samples:
         return split_by_field(self.field, self.density_class, self.ra, self.dec, seed=seed)
 
 
-def load_samples(store: str | Path, bands: tuple[str, ...] = BANDS) -> Samples:
-    """Read the chips of a survey store that are done and have truth.
+def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...] = BANDS) -> Samples:
+    """Read the chips of survey stores that are done and have truth.
 
     Parameters
     ----------
-    store : path
-        Survey store.
+    store : path, or sequence of paths
+        Survey stores.
     bands : tuple of str
         Bands to take.
 
     Returns
     -------
     Samples
-        In the order of the store; the maps stay there.
+        In the order of the stores; the maps stay there.
 
     Raises
     ------
     ConfigError
-        If the store cannot be opened, is of another kind, or has no such chip.
+        If a store cannot be opened, is of another kind, or has no such chip; if two have a field in common, or maps of
+        different sizes.
     """
+    stores = [store] if isinstance(store, str | Path) else list(store)
+    parts = [_load(one, bands) for one in stores]
+    if len(parts) == 1:
+        return parts[0]
+    for k, (one, part) in enumerate(zip(stores, parts, strict=True)):
+        if part.reduced.shape[1:] != parts[0].reduced.shape[1:]:
+            found, expected = part.reduced.shape[1:], parts[0].reduced.shape[1:]
+            raise ConfigError(f"the maps of {one} are {found}, those of {stores[0]} {expected}; reduce them alike")
+        for other, before in zip(stores[:k], parts[:k], strict=True):
+            if shared := np.intersect1d(part.field, before.field).tolist():
+                raise ConfigError(
+                    f"{other} and {one} both have the field {shared[0]} ({len(shared)} in common): are they the same "
+                    "chips? Name each survey once"
+                )
+
+    def joined(name: str) -> NDArray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    names = [name for name in parts[0].scalars if all(name in part.scalars for part in parts)]
+    return Samples(
+        reduced=JoinedMaps(tuple(part.reduced for part in parts)),
+        scalars={name: np.concatenate([part.scalars[name] for part in parts]) for name in names},
+        **{name: joined(name) for name in ("band", "n_star", "n_bright", "field", "ra", "dec")},
+        sizes=tuple(map(len, parts)),
+    )
+
+
+def _load(store: str | Path, bands: tuple[str, ...]) -> Samples:
     try:
         survey = xr.open_zarr(str(store), consolidated=False, chunks=None)
     except (OSError, ValueError, KeyError) as error:

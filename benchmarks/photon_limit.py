@@ -1,0 +1,115 @@
+"""How well could anyone count the stars of a chip? What noise leaves, if crowding and galaxies did not matter.
+
+A star of a simulated chip counts as found if its signal-to-noise ratio under a matched filter exceeds a limit; all that
+are found are told from galaxies without error. A regression learns, on one survey, how many stars the truth catalogue
+lists where so many are found at each level above the limit, and is judged on another. What it errs by is the scatter of
+the stars that nobody sees: methods that read one image by itself can hardly do better.
+
+    python benchmarks/photon_limit.py --out limit      # half an hour on one core, then again in seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingRegressor
+from tqdm import tqdm
+
+from csst_dask.config import load_config
+from csst_dask.instrument.focal_plane import DETECTORS
+from csst_dask.schema import BANDS, FRAME_SHAPE, STAR_LIMIT, density_class
+from csst_dask.simulation.exposure import Exposure
+from csst_dask.simulation.shot import take_shot
+from csst_dask.simulation.survey import plan_survey
+
+LEVELS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000)
+"""Signal-to-noise ratios."""
+LIMITS = (1, 2, 3, 5, 10, 20)
+"""Of these, those down to which stars are found."""
+ROUNDS = 400
+
+
+def count_chip(exposure: Exposure, detector: int) -> list[float]:
+    """Listed stars of a chip, and those above each of `LEVELS`."""
+    shot = take_shot(exposure, detector)
+    inside = (shot.y >= 0) & (shot.y < FRAME_SHAPE[0]) & (shot.x >= 0) & (shot.x < FRAME_SHAPE[1])
+    listed = inside & (shot.scene.stars.g < STAR_LIMIT)
+    sharpness = float((shot.psf.stamps[0, 0].astype(float) ** 2).sum())
+    ratio = shot.flux[inside] / np.sqrt(shot.flux[inside] + shot.noise**2 / sharpness)
+    return [listed.sum(), *(ratio[:, None] > np.array(LEVELS)).sum(0)]
+
+
+def count_survey(name: str, folder: Path) -> pd.DataFrame:
+    """Counts of every chip of a survey; kept in a file, a part for each 50 exposures."""
+    exposures = plan_survey(load_config(name).simulation)
+    parts = []
+    for start in tqdm(range(0, len(exposures), 50), desc=Path(name).stem):
+        path = folder / f"{Path(name).stem}-{start}.csv"
+        if not path.exists():
+            rows = [
+                [e.index, d, DETECTORS[d].band, *count_chip(e, d)]
+                for e in exposures[start : start + 50]
+                for d in e.detectors
+            ]
+            frame = pd.DataFrame(rows, columns=["index", "detector", "band", "n_star", *map(str, LEVELS)])
+            frame.to_csv(path, index=False)
+        parts.append(pd.read_csv(path))
+    return pd.concat(parts, ignore_index=True)
+
+
+def inputs(chips: pd.DataFrame, limit: int) -> np.ndarray:
+    """(n, k): what a search down to a limit knows."""
+    known = np.log10(1 + chips[[str(level) for level in LEVELS if level >= limit]].to_numpy(float))
+    band = (chips["band"].to_numpy()[:, None] == np.array(BANDS)).astype(float)
+    return np.column_stack([known, known[:, :-1] - known[:, 1:], band])
+
+
+def judge(learn: pd.DataFrame, test: pd.DataFrame, limit: int) -> np.ndarray:
+    """(n,) estimates of log10(1 + stars): the stars found, and what a regression adds."""
+    found = {key: np.log10(1 + chips[str(limit)].to_numpy(float)) for key, chips in (("learn", learn), ("test", test))}
+    truth = np.log10(1 + learn["n_star"].to_numpy(float))
+    x, estimate = inputs(learn, limit), np.zeros(len(test))
+    for seed in range(5):
+        model = HistGradientBoostingRegressor(
+            loss="absolute_error",
+            max_iter=ROUNDS,
+            learning_rate=0.05,
+            min_samples_leaf=15,
+            max_features=0.5,
+            random_state=seed,
+        )
+        estimate += model.fit(x, truth - found["learn"]).predict(inputs(test, limit)) / 5
+    return np.maximum(found["test"] + estimate, 0)
+
+
+def table(learn: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """MAE and accuracy by limit and band."""
+    truth, rows = test["n_star"].to_numpy(float), []
+    for limit in LIMITS:
+        estimate = judge(learn, test, limit)
+        wrong = density_class(np.round(10**estimate - 1).astype(int)) != density_class(truth.astype(int))
+        error = np.abs(estimate - np.log10(1 + truth))
+        for band in ("all", *BANDS):
+            part = slice(None) if band == "all" else (test["band"] == band).to_numpy()
+            rows.append((limit, band, len(error[part]), error[part].mean(), 1 - wrong[part].mean()))
+    return pd.DataFrame(rows, columns=["limit", "band", "chips", "mae", "accuracy"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--learn", default="configs/datasets/training.yaml")
+    parser.add_argument("--judge", default="configs/datasets/benchmark.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = table(count_survey(args.learn, args.out), count_survey(args.judge, args.out))
+    found.to_csv(args.out / "limit.csv", index=False)
+    for value in ("mae", "accuracy"):
+        print(value, found.pivot(index="limit", columns="band", values=value)[["all", *BANDS]].round(4), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
