@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.progress import track
 from sklearn.ensemble import HistGradientBoostingRegressor
-from tqdm import tqdm
 
 from csst_dask.config import load_config
+from csst_dask.evaluation.dataset import PUBLISHED
 from csst_dask.instrument.focal_plane import DETECTORS
-from csst_dask.schema import BANDS, FRAME_SHAPE, STAR_LIMIT, density_class
+from csst_dask.schema import BANDS, FRAME_SHAPE, N_CLASSES, STAR_LIMIT, density_class
 from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.shot import take_shot
 from csst_dask.simulation.survey import plan_survey
@@ -30,6 +31,8 @@ LEVELS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000)
 LIMITS = (1, 2, 3, 5, 10, 20)
 """Of these, those down to which stars are found."""
 ROUNDS = 400
+SCORES = ("mae", "accuracy", "accuracy_published", "class5_recall")
+"""Mean absolute error of log10(1 + stars), dex; accuracy as the chips come and with the published class shares."""
 
 
 def count_chip(exposure: Exposure, detector: int) -> list[float]:
@@ -46,7 +49,7 @@ def count_survey(name: str, folder: Path) -> pd.DataFrame:
     """Counts of every chip of a survey; kept in a file, a part for each 50 exposures."""
     exposures = plan_survey(load_config(name).simulation)
     parts = []
-    for start in tqdm(range(0, len(exposures), 50), desc=Path(name).stem):
+    for start in track(range(0, len(exposures), 50), Path(name).stem):
         path = folder / f"{Path(name).stem}-{start}.csv"
         if not path.exists():
             rows = [
@@ -86,16 +89,19 @@ def judge(learn: pd.DataFrame, test: pd.DataFrame, limit: int) -> np.ndarray:
 
 
 def table(learn: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """MAE and accuracy by limit and band."""
-    truth, rows = test["n_star"].to_numpy(float), []
+    """Scores by limit and band."""
+    truth, band, rows = test["n_star"].to_numpy(), test["band"].to_numpy(), []
+    true_class, parts = density_class(truth), {"all": band != "", "all but NUV": band != "NUV"}
+    parts |= {name: band == name for name in BANDS}
     for limit in LIMITS:
         estimate = judge(learn, test, limit)
-        wrong = density_class(np.round(10**estimate - 1).astype(int)) != density_class(truth.astype(int))
+        right = density_class(np.round(10**estimate - 1).astype(int)) == true_class
         error = np.abs(estimate - np.log10(1 + truth))
-        for band in ("all", *BANDS):
-            part = slice(None) if band == "all" else (test["band"] == band).to_numpy()
-            rows.append((limit, band, len(error[part]), error[part].mean(), 1 - wrong[part].mean()))
-    return pd.DataFrame(rows, columns=["limit", "band", "chips", "mae", "accuracy"])
+        for name, part in parts.items():
+            of_class = [right[part & (true_class == k)].mean() for k in range(N_CLASSES)]
+            published = np.dot(of_class, PUBLISHED) / np.sum(PUBLISHED)
+            rows.append((limit, name, part.sum(), error[part].mean(), right[part].mean(), published, of_class[-1]))
+    return pd.DataFrame(rows, columns=["limit", "band", "chips", *SCORES])
 
 
 def main() -> None:
@@ -107,8 +113,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     found = table(count_survey(args.learn, args.out), count_survey(args.judge, args.out))
     found.to_csv(args.out / "limit.csv", index=False)
-    for value in ("mae", "accuracy"):
-        print(value, found.pivot(index="limit", columns="band", values=value)[["all", *BANDS]].round(4), sep="\n")
+    for score in SCORES:
+        shown = found.pivot(index="limit", columns="band", values=score)[["all", "all but NUV", *BANDS]]
+        print(f"\n{score}", shown.round(4), sep="\n")
 
 
 if __name__ == "__main__":

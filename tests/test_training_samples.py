@@ -173,6 +173,20 @@ def sampled(n_fields=80, per_field=4, seed=0):
     return Samples(np.zeros((len(field), 6, 2, 2)), {}, band, n_star, n_star // 9, field, ra % 360, dec)
 
 
+def test_fewer_chips_to_learn_from_are_some_of_the_same_fields():
+    samples = sampled()
+    whole = samples.split(3)
+    few, more = samples.split(3, chips=41), samples.split(3, chips=100)
+    assert (len(few.train), len(more.train)) == (41, 100)
+    assert set(few.train) < set(more.train) < set(whole.train)
+    assert len(np.unique(samples.field[few.train])) == 11  # four chips each: ten fields and a part of the next
+    np.testing.assert_array_equal(few.test, whole.test)
+    np.testing.assert_array_equal(few.validation, whole.validation)
+    np.testing.assert_array_equal(samples.split(3, chips=len(whole.train)).train, whole.train)
+    with pytest.raises(ConfigError, match=f"at most the {len(whole.train)} chips"):
+        samples.split(3, chips=len(whole.train) + 1)
+
+
 def test_a_split_at_random_shares_fields_and_says_so():
     samples = sampled()
     split = samples.split(3, "random")

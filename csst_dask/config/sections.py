@@ -217,5 +217,7 @@ class TrainingConfig(Section):
     split: Literal["field", "random"] = "field"
     """How chips are divided into sets: so that no patch of sky is in two of them, or at random as in the paper, for
     comparison with it only."""
+    chips: int | None = Field(None, ge=1)
+    """Chips of the training set to learn from, of fields in a random order; by default all. For learning curves."""
     bands: tuple[str, ...] = BANDS
     """Bands to learn from."""

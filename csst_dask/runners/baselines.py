@@ -61,7 +61,7 @@ def try_trees(
     found: list[Judged] = []
     cost: list[Cost] = []
     for chips in judged:
-        table = _statistics(client, chips, stages)
+        table = measure_statistics(client, chips, stages)
         found.append(chips.judge(predict_trees(fitted, table["statistics"], chips.column("band"))))
         if folder is not None and not cost:
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,13 @@ def learn_trees(
     seed = config.training.seed
     split = split_by_field(columns["field"], density_class(columns["n_star"]), columns["ra"], columns["dec"], seed=seed)
     train = np.sort(np.concatenate([split.train, split.test]))
-    table = np.concatenate([_statistics(client, chips, stages)["statistics"] for chips in learning])
+    table = np.concatenate([measure_statistics(client, chips, stages)["statistics"] for chips in learning])
     known = columns["band"], columns["n_star"], columns["n_bright"]
     return fit_trees(table, *known, train, split.validation, seed=seed)
 
 
-def _statistics(client: Client, chips: Truth, stages: Stages | None) -> dict[str, NDArray]:
+def measure_statistics(client: Client, chips: Truth, stages: Stages | None = None) -> dict[str, NDArray]:
+    """``statistics`` of the maps of some chips, (n, k), and the ``seconds`` that each took, (n,)."""
     from csst_dask.preprocess.inputs import SCALARS
 
     tasks = []

@@ -82,7 +82,7 @@ def train_network(
     jobs = not named and cluster.slurm and (cluster.maximum or cluster.workers)
     ranks = training.ranks or jobs or (0 if named else gpus_here() or 1)
     if ranks == 1 and not cluster.elsewhere:
-        split = samples.split(training.seed, training.split)
+        split = samples.split(training.seed, training.split, training.chips)
         return fit(task, samples, split, training, out, progress, data=data, command=command)
     with _stopped_by_sigterm():
         if training.launcher == "torchrun":

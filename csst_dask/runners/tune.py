@@ -255,7 +255,7 @@ def _data(stores: list[str], config: TrainingConfig) -> tuple[Any, Any]:
     from csst_dask.training import load_samples
 
     samples = load_samples(stores, config.bands)
-    return samples, samples.split(config.seed, config.split)
+    return samples, samples.split(config.seed, config.split, config.chips)
 
 
 def _plan(task: str, stores: list[str], settings: dict[str, Any]) -> Any:

@@ -85,7 +85,8 @@ def _train(path: Path) -> tuple[int, str]:
     config = TrainingConfig.model_validate(spec["config"])
     try:
         samples = load_samples(spec["store"], config.bands)
-        split, about = samples.split(config.seed, config.split), {name: spec[name] for name in ("data", "command")}
+        split = samples.split(config.seed, config.split, config.chips)
+        about = {name: spec[name] for name in ("data", "command")}
         fit(spec["task"], samples, split, config, Path(spec["out"]), teller, alive=teller.alive, **about)
     except ConfigError as error:
         return WRONG, str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.preprocess.inputs import SCALARS
 from csst_dask.schema import BANDS, CHANNELS, density_class
 from csst_dask.training.record import checksum_chips
-from csst_dask.training.split import Split, split_at_random, split_by_field
+from csst_dask.training.split import Split, some_fields, split_at_random, split_by_field
 
 
 class Maps(Protocol):
@@ -111,11 +111,13 @@ class Samples:
         columns = self.band, self.field, self.n_star, self.n_bright, self.ra, self.dec
         return [checksum_chips(*(column[part] for column in columns)) for part in parts]
 
-    def split(self, seed: int = 0, kind: Literal["field", "random"] = "field") -> Split:
-        """Divide with `split_by_field`, or at random with `split_at_random`."""
+    def split(self, seed: int = 0, kind: Literal["field", "random"] = "field", chips: int | None = None) -> Split:
+        """Divide with `split_by_field`, or at random with `split_at_random`, and learn from `some_fields` of them."""
         if kind == "random":
-            return split_at_random(self.density_class, seed=seed)
-        return split_by_field(self.field, self.density_class, self.ra, self.dec, seed=seed)
+            split = split_at_random(self.density_class, seed=seed)
+        else:
+            split = split_by_field(self.field, self.density_class, self.ra, self.dec, seed=seed)
+        return replace(split, train=some_fields(self.field, split.train, chips, seed=seed))
 
 
 def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...] = BANDS) -> Samples:

@@ -121,6 +121,39 @@ def split_at_random(classes: ArrayLike, *, seed: int = 0, fractions: tuple[float
     return Split(*(np.sort(part) for part in np.split(order, ends[:2])))
 
 
+def some_fields(fields: ArrayLike, rows: NDArray[np.int64], chips: int | None, *, seed: int = 0) -> NDArray[np.int64]:
+    """As many chips as asked for, of whole fields in a random order, the last of which may be cut; for learning curves.
+
+    Parameters
+    ----------
+    fields : (n,) array_like of str
+        Field of each chip.
+    rows : (k,) int array
+        Chips to choose from.
+    chips : int or None
+        None takes all.
+    seed : int
+        Of the order: fewer chips are some of those that a larger number takes.
+
+    Returns
+    -------
+    (m,) int array
+        Sorted.
+
+    Raises
+    ------
+    ConfigError
+        If there are not as many.
+    """
+    if chips is None:
+        return rows
+    if chips > len(rows):
+        raise ConfigError(f"training.chips: found {chips}; expected at most the {len(rows)} chips of the training set")
+    names, field = np.unique(np.asarray(fields).astype(str)[rows], return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(names))[field]
+    return np.sort(rows[np.argsort(place, kind="stable")[:chips]])
+
+
 def _groups(field: NDArray, n_fields: int, ra: NDArray, dec: NDArray, separation: float) -> NDArray[np.int64]:
     """Group of each field: connected components of the graph of fields that come too close."""
     chord = 2 * np.sin(np.radians(separation) / 2)
