@@ -89,8 +89,13 @@ def test_training_keeps_away_from_the_test_sets_and_sees_all_bands():
     tests = [*chips("benchmark")[1], *chips("benchmark-off-nominal")[1]]
     assert sum(len(e.detectors) for e in training) >= 6000
     assert config.physics == "randomised"
-    places = [np.array([middle(e, d) for e in plan for d in e.detectors]) for plan in (training[::4], tests)]
-    assert np.rad2deg(np.arccos((places[0] @ places[1].T).max())) > 1.5
+    further = load_config(CONFIGS / "datasets" / "training-more.yaml").simulation
+    assert (further.physics, further.seed != config.seed) == (config.physics, True)
+    more = plan_survey(further.model_copy(update={"exposures": 100}))
+    judged, *learned = (np.array([middle(e, d) for e in p for d in e.detectors]) for p in (tests, training[::4], more))
+    for places in learned:
+        assert np.rad2deg(np.arccos((places @ judged.T).max())) > 1.5
+    assert {e.field for e in training}.isdisjoint(e.field for e in more)
     share = [sum(detector_band(d) == band for e in training for d in e.detectors) for band in BANDS]
     assert min(share) > 0.9 * np.mean(share)
 
