@@ -112,7 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     found = table(count_survey(args.learn, args.out), count_survey(args.judge, args.out))
-    found.to_csv(args.out / "limit.csv", index=False)
+    found.to_csv(args.out / f"limit-{Path(args.judge).stem}.csv", index=False)
     for score in SCORES:
         shown = found.pivot(index="limit", columns="band", values=score)[["all", "all but NUV", *BANDS]]
         print(f"\n{score}", shown.round(4), sep="\n")
