@@ -9,6 +9,7 @@ number of chips (``--visits``: chips that a network sees, their turned and jitte
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +22,16 @@ from csst_dask.config import ClusterConfig, Config, TrainingConfig
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.scores import ERROR
 from csst_dask.evaluation.tables import count_table, overall_table
-from csst_dask.evaluation.trees import predict_trees
+from csst_dask.evaluation.trees import fit_trees, predict_trees
 from csst_dask.evaluation.truth import Truth
 from csst_dask.models.files import TASKS
-from csst_dask.runners.baselines import learn_trees, measure_statistics
+from csst_dask.runners.baselines import measure_statistics
 from csst_dask.runners.cluster import connect
 from csst_dask.runners.evaluate import judge_weights
 from csst_dask.runners.train import train_network
+from csst_dask.schema import CROWDED
 from csst_dask.training import load_samples
+from csst_dask.training.split import SEPARATION
 
 CANDIDATES = {
     "trees": None,
@@ -47,27 +50,34 @@ def configure(settings: dict, chips: int, visits: int, seed: int) -> Config:
 
 
 def curve(args: argparse.Namespace, client: Client) -> Iterator[tuple[str, int, Judged]]:
-    """Candidate, chips learned from, and predictions beside the truth."""
-    samples, truth = load_samples(args.store), Truth.open(args.judge)
-    statistics = None
+    """Candidate, chips learned from, and predictions beside the truth; all have the same chips to calibrate with."""
+    samples, truth, stores = load_samples(args.store), Truth.open(args.judge), [Truth.open(one) for one in args.store]
+    for store in stores:
+        truth = truth.apart_from(store, SEPARATION)
+    known = tables = None
     for name in args.candidates:
         for chips in args.chips:
             settings = CANDIDATES[name]
             if settings is None:
-                if statistics is None:
-                    statistics = measure_statistics(client, truth, None)["statistics"]
-                fields = samples.field[samples.split(args.seed, chips=chips).train]
-                stores = [Truth.open(store) for store in args.store]
-                learning = [one.take(np.isin(one.column("field"), fields)) for one in stores]
-                fitted = learn_trees(client, [one for one in learning if len(one)], Config())
-                yield name, chips, truth.judge(predict_trees(fitted, statistics, truth.column("band")))
+                if known is None:
+                    known, tables = measure_statistics(client, truth)["statistics"], measure_all(client, stores)
+                split = samples.split(args.seed, chips=chips)
+                learned = np.where(samples.density_class < CROWDED, samples.n_bright, -1)
+                fitted = fit_trees(tables, samples.band, samples.n_star, learned, split.train, split.validation)
+                yield name, chips, truth.judge(predict_trees(fitted, known, truth.column("band")))
                 continue
             folder = args.out / f"{name.replace(' ', '-')}-{chips}"
             config = configure(settings, chips, args.visits, args.seed)
             for task in TASKS:
                 print(f"{name}, {chips} chips: {task}", flush=True)
-                train_network(task, args.store, folder, config)
+                found = train_network(task, args.store, folder / task, config)
+                shutil.copy(found.weights, folder)
             yield name, chips, judge_weights(client, truth, Config(), folder)
+
+
+def measure_all(client: Client, stores: list[Truth]) -> np.ndarray:
+    """Statistics of the chips of several stores, one after the other."""
+    return np.concatenate([measure_statistics(client, store)["statistics"] for store in stores])
 
 
 def scores(judged: Judged) -> dict[str, float]:
@@ -102,7 +112,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--chips", nargs="+", type=int, default=[600, 1200, 2400, 4800])
-    parser.add_argument("--candidates", nargs="+", default=["trees", "csst perceptron"], choices=list(CANDIDATES))
+    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--visits", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

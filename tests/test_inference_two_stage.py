@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ from csst_dask.errors import ConfigError
 from csst_dask.inference import Predictor, load_two_stage, predict_batch, route
 from csst_dask.inference.batching import CPU_BATCH, MAX_BATCH, batch_that_fits
 from csst_dask.inference.device import choose_device, choose_precision, is_fatal, is_out_of_memory
-from csst_dask.models import build_classifier, build_network, build_regressor, residual_quantiles, save_weights
+from csst_dask.models import (
+    build_classifier,
+    build_network,
+    build_regressor,
+    load_weights,
+    residual_quantiles,
+    save_weights,
+    weights_folder,
+)
 from csst_dask.models.regressor import set_output_level
 
 N, SIZE = 7, 16
@@ -102,6 +112,16 @@ def test_no_chips(models):
     found = predict_batch(models, reduced[:0], {k: v[:0] for k, v in scalars.items()}, [], batch=4)
     assert found["class_probability"].shape == (0, 6)
     assert all(len(values) == 0 for values in found.values())
+
+
+def test_networks_of_another_context_are_refused(tmp_path):
+    shipped = load_weights(weights_folder() / "classifier.safetensors")
+    for task in ("classifier", "regressor"):
+        shutil.copy(weights_folder() / f"{task}.safetensors", tmp_path)
+    load_two_stage(tmp_path)
+    save_weights(shipped.module, tmp_path / "classifier.safetensors", shipped.metadata | {"context_sha256": "0" * 64})
+    with pytest.raises(ConfigError, match=r"classifier of .* defined otherwise"):
+        load_two_stage(tmp_path)
 
 
 def test_weights_that_do_not_fit_are_refused(folder, tmp_path):

@@ -9,13 +9,15 @@ from scipy import stats
 from sklearn.decomposition import PCA
 
 from csst_dask.models import build_network
-from csst_dask.models.decode import ask
+from csst_dask.models.calibrate import best_temperature
+from csst_dask.models.decode import ask, class_log_chance
 from csst_dask.models.density import (
     CHANGED,
     COMPONENTS,
     LEAST_VARIANCE,
     FiLM,
     build_density_network,
+    class_borders,
     class_log_probability,
 )
 from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES, density_class
@@ -62,6 +64,22 @@ def test_the_likeliest_class_of_a_certain_count_is_its_class(network):
     found = class_log_probability(star, network.edges)
     assert found.argmax(1).tolist() == density_class(n_star).tolist()
     assert found.min() >= math.log(1e-4) - 1e-6
+
+
+def test_a_temperature_widens_the_count_and_a_certain_count_is_told_as_certain():
+    rng = np.random.default_rng(0)
+    median, log_scale = rng.uniform(0, 6, 20_000), rng.uniform(-4, 0, 20_000)
+    answer = {"logits": torch.zeros(len(median), N_CLASSES)}
+    answer |= {"star": torch.tensor(median), "star_scale": torch.tensor(log_scale)}
+    found = class_log_chance(answer, 2.0)
+    wide = torch.tensor(np.stack([median, log_scale + math.log(2)], axis=1))
+    torch.testing.assert_close(found.exp(), class_log_probability(wide, class_borders()).exp(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(len(median), dtype=found.dtype))
+    drawn = rng.laplace(median, 1.7 * np.exp(log_scale))
+    truth = density_class(np.maximum(np.round(10**drawn - 1), 0).astype(int))
+    assert best_temperature(lambda t: class_log_chance(answer, t).numpy(), truth) == pytest.approx(1.7, rel=0.08)
+    certain = {"logits": torch.zeros(1, N_CLASSES), "star": torch.tensor([2.5]), "star_scale": torch.tensor([-5.0])}
+    assert class_log_chance(certain, 1.5).exp().max() > 0.9999
 
 
 def test_film_starts_as_the_identity_and_then_follows_the_context():

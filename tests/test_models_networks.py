@@ -20,6 +20,20 @@ def test_resnet34_has_the_published_size():
     assert parameters(build_classifier("resnet34", 2)) == 21_797_672 - 49 * 64 - 513 * 994
 
 
+@pytest.mark.parametrize(
+    ("arch", "millions"), [("vgg16", 134.3), ("densenet121", 6.95), ("alexnet", 57.0), ("baseline", 0.42)]
+)
+def test_the_other_classifiers_of_the_paper_learn_through_the_same_door(arch, millions):
+    """Sizes by hand: torchvision's less one input channel and 994 outputs; the baseline's is the published one."""
+    torch.manual_seed(0)
+    module = build_classifier(arch, 2)
+    assert parameters(module) == pytest.approx(1e6 * millions, rel=0.01)
+    answer = module(torch.randn(2, 2, 64, 64))
+    assert answer.shape == (2, 6)
+    torch.nn.functional.cross_entropy(answer, torch.tensor([0, 5])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
 def test_regressor_is_a_resnet50_with_the_head_of_the_paper():
     module = build_regressor("resnet50", 2)
     linear = [(m.in_features, m.out_features) for m in module.modules() if isinstance(m, torch.nn.Linear)]

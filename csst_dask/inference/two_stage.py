@@ -11,12 +11,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from csst_dask.errors import ConfigError
 from csst_dask.models.calibrate import INTERVAL_LEVEL, interval
-from csst_dask.models.decode import ask
+from csst_dask.models.decode import ask, class_log_chance
 from csst_dask.models.density import DensityNetwork
 from csst_dask.models.files import weights_folder
 from csst_dask.models.weights import LoadedModel, load_weights
-from csst_dask.preprocess.context import make_context
+from csst_dask.preprocess.context import context_definition, make_context
 from csst_dask.preprocess.inputs import SCALARS, make_inputs
 from csst_dask.schema import CROWDED
 
@@ -59,13 +60,18 @@ def load_two_stage(folder: str | Path | None = None, device: str = "cpu") -> Two
     Raises
     ------
     ConfigError
-        If the folder or a file is missing, damaged or of the wrong task, or holds no interval of the level
-        that predictions state.
+        If the folder or a file is missing, damaged or of the wrong task, holds no interval of the level that
+        predictions state, or learned from a context that was defined otherwise.
     """
     folder = weights_folder(folder)
     classifier, regressor = (load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor"))
     interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL, scale=np.ones(1))
     for model in (classifier, regressor):
+        if model.metadata.get("context") and model.metadata.get("context_sha256") != context_definition():
+            raise ConfigError(
+                f"the {model.task} of {folder} learned from statistics of the maps that are defined otherwise in this "
+                "release; use the release that trained it, or train it again"
+            )
         model.module.to(device)
     return TwoStage(classifier, regressor)
 
@@ -144,7 +150,7 @@ def _forward(
         if model.task == "regressor":
             answers |= {name: answer[name] for name in ("bright", "bright_scale") if name in answer}
         else:
-            answers["probability"] = torch.softmax(answer["logits"] / model.metadata.get("temperature", 1.0), dim=1)
+            answers["probability"] = class_log_chance(answer, model.metadata.get("temperature", 1.0)).exp()
             answers |= {name: answer[name] for name in ("star", "star_scale") if name in answer}
         if isinstance(model.module, DensityNetwork):
             answers[f"{model.task}_strangeness"] = model.module.strangeness(context)

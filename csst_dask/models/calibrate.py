@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,38 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     Returns
     -------
     float
-        Minimises the negative log likelihood [1]_ within `TEMPERATURES`; 1 if nothing is better.
+        As `best_temperature` finds it [1]_.
 
     References
     ----------
     .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML 70, 1321.
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
+    from scipy.special import log_softmax
 
-    logits, truth = np.asarray(logits, np.float64), np.asarray(truth)
+    logits = np.asarray(logits, np.float64)
+    return best_temperature(lambda temperature: log_softmax(logits / temperature, axis=1), truth)
+
+
+def best_temperature(log_probability: Callable[[float], NDArray], truth: ArrayLike) -> float:
+    """The temperature under which what came true was most likely.
+
+    Parameters
+    ----------
+    log_probability : callable
+        Given a temperature, returns (n, classes) natural logarithms of probabilities.
+    truth : (n,) array_like of int
+
+    Returns
+    -------
+    float
+        Minimises the negative log likelihood within `TEMPERATURES`; 1 if nothing is better.
+    """
+    from scipy.optimize import minimize_scalar
+
+    truth = np.asarray(truth)
 
     def loss(log_temperature: float) -> float:
-        scaled = logits * np.exp(-log_temperature)
-        return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]))
+        return -float(np.mean(log_probability(float(np.exp(log_temperature)))[np.arange(len(truth)), truth]))
 
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from csst_dask.models.density import split_outputs
+from csst_dask.models.density import LEAST_CHANCE, class_borders, class_log_probability, split_outputs
 
 Answer = dict[str, Tensor]
 """``logits`` (n, 6); ``star`` and ``bright`` (n,), log10(1 + n), dex; ``star_scale`` and ``bright_scale`` (n,), natural
@@ -40,3 +42,26 @@ def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor | None, con
     for name in ("star", "bright"):
         answer[name], answer[f"{name}_scale"] = parts[name].unbind(1)
     return answer
+
+
+def class_log_chance(answer: Answer, temperature: float = 1.0) -> Tensor:
+    """Logarithm of the calibrated probability of every class.
+
+    Where the class follows from a count, the temperature widens the scale of the count; elsewhere it divides logits.
+
+    Parameters
+    ----------
+    answer : Answer
+        With ``logits``.
+    temperature : float
+        As it stands in the weights of a classifier.
+
+    Returns
+    -------
+    (n, 6) float32 tensor
+        Probabilities of a chip add up to 1.
+    """
+    if "star_scale" not in answer:
+        return torch.log_softmax(answer["logits"] / temperature, dim=1)
+    law = torch.stack([answer["star"], answer["star_scale"] + math.log(temperature)], dim=1)
+    return torch.log_softmax(class_log_probability(law, class_borders().to(law.device), LEAST_CHANCE), dim=1)

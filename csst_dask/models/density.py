@@ -43,6 +43,9 @@ CONTEXT_LIMIT = 6.0
 """Standardised context is cut off here."""
 LEAST_VARIANCE = 0.01
 """Added to the variances of the standardised context, so that noise in a constant direction does not look strange."""
+LEARNED_CHANCE, LEAST_CHANCE = 1e-4, 1e-6
+"""Added to the probability of every class, so that none is ever ruled out: while it is learned, so that one chip cannot
+rule the loss, and in what is told."""
 SCALES = (-5.0, 1.0)
 """Range of the natural logarithm of a scale, ln dex."""
 
@@ -95,8 +98,7 @@ class DensityNetwork(nn.Module):
         numbers = OUTPUTS["star"] + OUTPUTS["bright"]
         self.trunk = nn.Sequential(*_layer(known), *_layer(TRUNK))
         self.context_head = _head(TRUNK, numbers)
-        edges = np.log10(1 + np.asarray(CLASS_EDGES, np.float64) - 0.5)
-        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
+        self.register_buffer("edges", class_borders(), persistent=False)
         self.looks = body is not None
         if body is not None:
             self._add_body(body, known, numbers)
@@ -179,7 +181,12 @@ def _bounded(count: Tensor) -> Tensor:
     return torch.stack([count[:, 0], scale], dim=1)
 
 
-def class_log_probability(star: Tensor, edges: Tensor) -> Tensor:
+def class_borders() -> Tensor:
+    """log10(1 + n) between the classes, half a star below each edge: (5,) float32."""
+    return torch.tensor(np.log10(np.asarray(CLASS_EDGES, np.float64) + 0.5), dtype=torch.float32)
+
+
+def class_log_probability(star: Tensor, edges: Tensor, least: float = LEARNED_CHANCE) -> Tensor:
     """Logarithm of the probability of every class if log10(1 + n) follows a Laplace law.
 
     Parameters
@@ -188,16 +195,17 @@ def class_log_probability(star: Tensor, edges: Tensor) -> Tensor:
         Median, dex, and natural logarithm of the scale.
     edges : (5,) tensor
         log10(1 + n) between the classes.
+    least : float
+        Added to every probability.
 
     Returns
     -------
     (n, 6) tensor
-        Not below ln(1e-4), so that a class is never ruled out.
     """
     z = (edges - star[:, :1]) / star[:, 1:].exp()
     below = 0.5 + 0.5 * torch.sign(z) * -torch.expm1(-z.abs())
     none, all_ = torch.zeros_like(below[:, :1]), torch.ones_like(below[:, :1])
-    return torch.log(torch.diff(torch.cat([none, below, all_], dim=1), dim=1).clamp_min(0) + 1e-4)
+    return torch.log(torch.diff(torch.cat([none, below, all_], dim=1), dim=1).clamp_min(0) + least)
 
 
 def split_outputs(raw: Tensor) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def describe_split(run: Run) -> str:
         f"{len(rows)} chips of {len(np.unique(run.samples.field[rows]))} fields {what}"
         for rows, what in (
             (run.split.train, "to learn from"),
-            (run.split.validation, "to choose the epoch and calibrate intervals"),
+            (run.split.validation, f"to {_choose(run)}calibrate probabilities and intervals"),
             (run.split.test, "for the scores below"),
         )
     ]
@@ -42,6 +42,10 @@ def describe_split(run: Run) -> str:
             f"Seed {run.config.seed}."
         )
     return f"By sky field, {SEPARATION} deg apart: {sets}. No field is shared. Seed {run.config.seed}."
+
+
+def _choose(run: Run) -> str:
+    return "choose the epoch and " if run.recipe.schedule == "plateau" else ""
 
 
 def _shared_fields(run: Run) -> int:

@@ -14,9 +14,10 @@ from torch import nn
 
 from csst_dask.metrics import accuracy, bootstrap_error, dex_errors, macro_f1
 from csst_dask.models import load_weights, residual_quantiles, round_weights, save_weights, write_model_card
-from csst_dask.models.calibrate import QUANTILES, fit_temperature
-from csst_dask.models.decode import ask
+from csst_dask.models.calibrate import QUANTILES, best_temperature
+from csst_dask.models.decode import ask, class_log_chance
 from csst_dask.models.density import DensityNetwork
+from csst_dask.preprocess.context import context_definition
 from csst_dask.training.cache import BLOCK, make_block
 from csst_dask.training.describe import (
     describe_architecture,
@@ -207,7 +208,10 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
     if "strangeness" in found:
         known["strangeness_limit"] = float(np.quantile(found["strangeness"], USUAL))
     if run.task.name == "classifier":
-        known["temperature"] = fit_temperature(found["logits"], targets.density_class[rows])
+        answer = {key: torch.from_numpy(found[key]) for key in found.keys() & {"logits", "star", "star_scale"}}
+        known["temperature"] = best_temperature(
+            lambda temperature: class_log_chance(answer, temperature).numpy(), targets.density_class[rows]
+        )
     for name, truth in (("star", targets.log_star[rows]), ("bright", targets.log_bright[rows])):
         if name in found and (name == "star") == (run.task.name == "classifier"):
             scale = np.exp(found[f"{name}_scale"]) if f"{name}_scale" in found else None
@@ -218,17 +222,22 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
 def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int) -> dict[str, Any]:
     """Metadata of the weights."""
     bands = set(run.samples.band[run.split.train].tolist())
-    return run.network | {
-        "bands": [band for band in run.config.bands if band in bands],
-        "metrics": {name: [_finite(value), _finite(error)] for name, (value, error) in metrics.items()},
-        "training": {
-            "epochs": epochs,
-            "best_epoch": best,
-            "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
-            "config": json.loads(run.config.model_dump_json(exclude=HOW)),
-        },
-        "split": record_split(run.samples, run.split, run.config.seed),
-    }
+    told = {"context_sha256": context_definition()} if run.network["context"] else {}
+    return (
+        run.network
+        | told
+        | {
+            "bands": [band for band in run.config.bands if band in bands],
+            "metrics": {name: [_finite(value), _finite(error)] for name, (value, error) in metrics.items()},
+            "training": {
+                "epochs": epochs,
+                "best_epoch": best,
+                "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
+                "config": json.loads(run.config.model_dump_json(exclude=HOW)),
+            },
+            "split": record_split(run.samples, run.split, run.config.seed),
+        }
+    )
 
 
 def _finite(value: float) -> float | None:
