@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask
 from distributed import Client, LocalCluster, SpecCluster, get_client, performance_report
@@ -23,6 +24,12 @@ ARRIVAL = 120.0
 """Seconds in which the workers of a cluster arrive."""
 
 HOST = "127.0.0.1"
+
+BUSY = "100ms"
+"""A cluster of our own grows to as many workers as what is submitted keeps busy for so long."""
+
+_most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Workers that clusters of our own may grow to."""
 
 
 def connect(
@@ -122,7 +129,13 @@ def _number(config: ClusterConfig, most: int, kind: str) -> str:
 def _keep(cluster: SpecCluster, config: ClusterConfig, most: int, **how: Any) -> None:
     """Let the cluster follow its work, and replace what it loses: a nanny that loses its worker too early gives up,
     and a SLURM job ends."""
-    cluster.adapt(minimum=_least(config, most), maximum=most, **how)
+    _most[cluster] = most
+    cluster.adapt(minimum=_least(config, most), maximum=most, target_duration=BUSY, **how)
+
+
+def most_workers(client: Client) -> int:
+    """Workers that the client's cluster may grow to; 0 for one that was joined, where that is for others to say."""
+    return _most.get(client.cluster, 0) if client.cluster is not None else 0
 
 
 def dask_setup(worker: object) -> None:

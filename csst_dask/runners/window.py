@@ -20,6 +20,7 @@ from distributed import Client, Future, get_worker
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.alone import Died, run_alone
+from csst_dask.runners.cluster import most_workers
 from csst_dask.runners.faults import ClusterLost, Failure, Fault, TooManyFailures, classify, describe
 from csst_dask.runners.guard import Outcome, guarded
 from csst_dask.runners.stopping import Stopped, stop_requested
@@ -204,7 +205,8 @@ class _Window:
 
     def _fill(self, source: Iterator[Task]) -> None:
         """Submit what is due again, then new tasks, until the window is full."""
-        size = max(self.limits.in_flight * self.threads, LEAST)
+        # a cluster grows only if it is shown work for more workers than it has; those of our own have one thread each
+        size = max(self.limits.in_flight * max(self.threads, most_workers(self.client)), LEAST)
         room = size - len(self.pending)
         while room > 0 and self.later and self.later[0][0] <= time.monotonic():
             self._submit(heapq.heappop(self.later)[1])
