@@ -266,7 +266,7 @@ def scheduler(tmp_path):
     )  # fmt: skip
     started = [process]
 
-    def worker():
+    def worker(*words, **settings):
         started.append(
             subprocess.Popen(
                 [
@@ -280,8 +280,9 @@ def scheduler(tmp_path):
                     "--no-dashboard",
                     "--local-directory",
                     str(tmp_path),
+                    *words,
                 ],
-                env=environment,
+                env=environment | settings,
                 stderr=subprocess.DEVNULL,
             )
         )
@@ -300,6 +301,16 @@ def test_a_cluster_without_workers_is_not_waited_for_for_ever(scheduler):
     _, file, _ = scheduler
     with Client(scheduler_file=str(file)) as client, pytest.raises(ClusterLost, match="no worker"):
         results(client, double, numbers(5), ExecutionConfig(patience=3))
+
+
+def test_paused_workers_are_not_waited_for_for_ever(scheduler):
+    """Of a cluster that was started by others, whose workers pause when memory is scarce."""
+    _, file, worker = scheduler
+    worker("--memory-limit", "2GB", DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE="0.001")
+    with Client(scheduler_file=str(file)) as client:
+        client.wait_for_workers(1, timeout=60)
+        with pytest.raises(ClusterLost, match="all workers have been paused"):
+            results(client, double, numbers(5), ExecutionConfig(patience=3))
 
 
 def test_a_killed_scheduler_ends_the_run(scheduler):

@@ -162,12 +162,15 @@ class _Window:
     made: int = 0
     failed_in_row: int = 0
     threads: int = 0
+    """Of workers that run."""
+    paused: int = 0
+    """Threads of those that take no tasks."""
     exhausted: bool = False
     probing: bool = False
     probed: float = field(default_factory=time.monotonic)
     """When the scheduler answered last."""
     manned: float = field(default_factory=time.monotonic)
-    """When there was a worker last."""
+    """When a worker ran last."""
 
     def results(self, source: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
         self.threads = sum(self.client.nthreads().values())
@@ -328,7 +331,10 @@ class _Window:
             self.manned = now
         elif now - self.manned > self.limits.patience:
             raise ClusterLost(
-                f"no worker has been there for {now - self.manned:.0f} s; start workers, then run it again"
+                f"all workers have been paused for {now - self.manned:.0f} s, as they are when their memory is full; "
+                "give them more memory, or start them again, then run it again"
+                if self.paused
+                else f"no worker has been there for {now - self.manned:.0f} s; start workers, then run it again"
             )
         if now - self.probed > self.limits.patience + PROBE:
             raise ClusterLost(
@@ -340,7 +346,10 @@ class _Window:
 
     async def _probe(self) -> None:
         try:
-            self.threads = sum((await self.client.scheduler.ncores()).values())  # type: ignore[union-attr]
+            known = await self.client.scheduler.ncores()  # type: ignore[union-attr]
+            running = await self.client.scheduler.ncores_running()  # type: ignore[union-attr]
+            self.threads = sum(running.values())
+            self.paused = sum(known.values()) - self.threads
             self.probed = time.monotonic()
         except Exception:  # of the connection; the client finds its scheduler again, or closes
             await asyncio.sleep(PROBE)
