@@ -20,6 +20,7 @@ from csst_dask.runners import stopping
 from csst_dask.runners.alone import Died, run_alone
 from csst_dask.runners.cluster import connect
 from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
+from csst_dask.runners.guard import DEVICE_LOST, limited
 from csst_dask.runners.settings import SETTINGS
 from csst_dask.runners.window import Effort, Partial, Task, run_tasks
 
@@ -347,8 +348,32 @@ def hog(size):
     time.sleep(30)
 
 
-def leave(status):
+def leave(status, after=0.0):
+    time.sleep(after)
     os._exit(status)
+
+
+def lose_gpu(folder):
+    """Tell the process, and lose the GPU unless another one did before."""
+    first = not any(Path(folder).iterdir())
+    (Path(folder) / f"{os.getpid()}").touch()
+    if first:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return os.getpid()
+
+
+class Unreadable:
+    """Cannot be unpickled, or ends the process that tries."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def cannot_be_read():
+    raise ValueError("cannot be read")
 
 
 def test_a_task_on_its_own_tells_what_ended_it():
@@ -356,8 +381,44 @@ def test_a_task_on_its_own_tells_what_ended_it():
     with pytest.raises(ZeroDivisionError):
         run_alone(divmod, None, None, 1, 0)
     assert run_alone(leave, None, None, 5) == Died("ended its process with exit status 5")
+    assert run_alone(leave, 60, None, 1) == Died("ended its process with exit status 1")
+    assert run_alone(within, 2, None, 1.9) == Died("took longer than its time limit")
     assert "took longer than 1 s" in run_alone(time.sleep, 1.0, None, 60).reason
     assert "needed more than the 0.30 GB" in run_alone(hog, 30.0, 300_000_000, 400_000_000).reason
+
+
+def within(seconds):
+    """Take too long in a part of a task that has a time limit of its own."""
+    with limited(seconds):
+        time.sleep(60)
+
+
+def test_what_ends_before_it_begins_is_an_ordinary_error():
+    with pytest.raises(ValueError, match="cannot be read"):
+        run_alone(double, None, None, Unreadable(cannot_be_read))
+    with pytest.raises(RuntimeError, match="did not begin: ended its process with exit status 5"):
+        run_alone(double, None, None, Unreadable(leave, 5))
+
+
+def test_a_gpu_that_a_task_on_its_own_loses_is_lost_to_nobody_else(mine, tmp_path):
+    worker = {**mine.run(os.getpid)}
+    assert "lost the GPU" in mine.submit(run_alone, lose_gpu, None, None, str(tmp_path)).result().reason
+    assert mine.run(os.getpid) == worker
+
+
+def test_a_worker_that_loses_its_gpu_is_replaced_and_its_task_done_again(mine, tmp_path):
+    processes = [nanny.process.process for nanny in mine.cluster.workers.values()]
+    effort = Effort()
+    found = results(mine, lose_gpu, [Task("gpu", (str(tmp_path),), "gpu")], effort=effort)
+    lost = {int(path.name) for path in tmp_path.iterdir()} - {found["gpu"]}
+    assert len(lost) == 1
+    assert effort.lost_workers == effort.repeats == 1
+    deadline = time.monotonic() + 60
+    while len(pids := set(mine.run(os.getpid).values())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not pids & lost
+    assert sorted(process.exitcode or 0 for process in processes) == [0, DEVICE_LOST]
 
 
 def test_a_task_that_needs_too_much_memory_is_rejected(tmp_path):
