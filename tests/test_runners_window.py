@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
-from csst_dask.runners import stopping
+from csst_dask.runners import stopping, window
 from csst_dask.runners.alone import Died, run_alone
 from csst_dask.runners.cluster import connect
 from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
@@ -68,6 +68,13 @@ def misbehave(x, how, folder):
             raise ValueError("always")
         if how == "outage" and count <= 3:
             raise ConnectionError("500 Internal Server Error")
+        if how == "outage, then raise twice" and count <= 5:
+            raise ConnectionError("500 Internal Server Error") if count <= 3 else ValueError("chance")
+        if how == "die, then outage" and count == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "die, then outage" and count == 2:
+            time.sleep(2.5)
+            raise ConnectionError("500 Internal Server Error")
         if how == "configuration":
             raise ConfigError("these weights are others")
     return 2 * x
@@ -114,6 +121,19 @@ def test_what_passes_is_tried_again(mine, tmp_path, how):
     found = results(mine, misbehave, numbers(20, how, str(tmp_path)), limits, effort)
     assert found == {k: 2 * k for k in range(20)}
     assert effort.repeats == (2 if how == "raise twice" else 3)
+
+
+def test_outages_use_up_no_retries(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(window, "FIRST_PAUSE", 0.05)
+    effort = Effort()
+    found = results(mine, misbehave, numbers(20, "outage, then raise twice", str(tmp_path)), QUICK, effort)
+    assert found == {k: 2 * k for k in range(20)}
+    assert effort.repeats == 3 + QUICK.retries
+
+
+def test_patience_with_storage_does_not_count_from_the_loss_of_a_worker(mine, tmp_path):
+    found = results(mine, misbehave, numbers(20, "die, then outage", str(tmp_path)), ExecutionConfig(patience=2))
+    assert found == {k: 2 * k for k in range(20)}
 
 
 def test_what_does_not_pass_fails_alone(mine, tmp_path):

@@ -85,6 +85,11 @@ class _Job:
     alone: bool = False
     tries: int = 0
     errors: int = 0
+    """Times that it raised something unforeseen."""
+    outages: int = 0
+    """Times that storage or network failed, one after the other."""
+    forgotten: int = 0
+    """Times that the scheduler did not know it any more."""
     losses: int = 0
     """Workers that died."""
     suspicion: int = 0
@@ -92,6 +97,7 @@ class _Job:
     deaths: int = 0
     """Processes of its own that died."""
     failing_since: float | None = None
+    """When the first of these outages was met."""
 
     def __lt__(self, other: _Job) -> bool:
         return self.number < other.number
@@ -289,8 +295,9 @@ class _Window:
         """Try again, now or later, or give up."""
         if isinstance(error, ConfigError):
             raise error
-        fault, now = classify(error), time.monotonic()
-        job.failing_since = job.failing_since or now
+        fault, now, pause = classify(error), time.monotonic(), 0.0
+        if fault is not Fault.OUTAGE:
+            job.outages, job.failing_since = 0, None
         if fault is Fault.LOST_WORKER:
             self.effort.lost_workers += 1
             job.losses += 1
@@ -299,15 +306,17 @@ class _Window:
             job.alone = job.suspicion >= self.limits.losses
             again = job.losses < MOST_LOSSES
         elif fault is Fault.LOST_SCHEDULER:
-            again = True
+            again, pause = True, _pause(job.forgotten)
+            job.forgotten += 1
         elif fault is Fault.OUTAGE:
-            again = now - job.failing_since < self.limits.patience
+            job.failing_since = job.failing_since or now
+            again, pause = now - job.failing_since < self.limits.patience, _pause(job.outages)
+            job.outages += 1
         else:
-            again = job.errors < self.limits.retries
+            again, pause = job.errors < self.limits.retries, _pause(job.errors)
+            job.errors += 1
         if not again:
             return [] if self._split(job, alone=False) else [(job.task, Failure(describe(error)))]
-        pause = 0.0 if fault is Fault.LOST_WORKER else min(FIRST_PAUSE * 2.0**job.errors, LONGEST_PAUSE)
-        job.errors += fault is not Fault.LOST_WORKER
         self._again(job, pause)
         return []
 
@@ -355,6 +364,11 @@ class _Window:
             await asyncio.sleep(PROBE)
         finally:
             self.probing = False
+
+
+def _pause(before: int) -> float:
+    """Seconds before a task is tried again that was so often tried again before, for faults of the same kind."""
+    return min(FIRST_PAUSE * 2.0**before, LONGEST_PAUSE)
 
 
 def _call_alone(function: Callable[..., Any], time_limit: float | None, *args: Any) -> Outcome:
