@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
-from csst_dask.runners import stopping, window
+from csst_dask.runners import patience, stopping, window
 from csst_dask.runners.alone import Died, run_alone
 from csst_dask.runners.cluster import connect
 from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
@@ -259,6 +259,22 @@ def test_a_request_to_stop_lets_running_tasks_end(mine):
                 ask()
     assert 10 <= len(found) <= 10 + QUICK.in_flight * 2
     assert not stopping.stop_requested()
+
+
+def test_storage_that_fails_is_not_waited_for_once_the_run_is_to_stop(monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 30.0)
+    tries = []
+
+    def fail():
+        tries.append(time.monotonic())
+        raise ConnectionError("500 Internal Server Error")
+
+    with stopping.stopping(0):
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(patience.StorageLost, match="500"):
+            patience.patiently(600, fail)
+    assert len(tries) == 2
+    assert 0.4 < tries[1] - tries[0] < 10
 
 
 def test_the_walltime_is_a_request_to_stop(monkeypatch):
