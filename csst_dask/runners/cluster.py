@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from csst_dask.runners.slurm import start_slurm_cluster, wait_for_first_worker
 
 ARRIVAL = 120.0
 """Seconds in which the workers of a cluster arrive."""
+
+ANSWER = 30.0
+"""Seconds in which a scheduler that was named answers."""
 
 HOST = "127.0.0.1"
 
@@ -139,7 +143,7 @@ def most_workers(client: Client) -> int:
 
 
 def dask_setup(worker: object) -> None:
-    """Ctrl-C in a terminal is for the client, which lets its workers end what they do; Dask calls this in each."""
+    """Ctrl-C in a terminal is for the client, which writes what it has and ends workers; Dask calls this in each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -188,8 +192,8 @@ def _join(config: ClusterConfig) -> Client:
                     f"cluster.scheduler_file: {config.scheduler_file} does not exist; start 'dask scheduler "
                     "--scheduler-file FILE' first, and wait for the file"
                 )
-            return Client(scheduler_file=str(config.scheduler_file), timeout="30s")
-        return Client(config.scheduler, timeout="30s")
+            return Client(scheduler_file=str(config.scheduler_file), timeout=ANSWER)
+        return Client(config.scheduler, timeout=ANSWER)
     except (OSError, TimeoutError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -227,7 +231,7 @@ def current_client(client: Client | None = None) -> Iterator[Client]:
 
 @contextmanager
 def reporting(path: Path | None) -> Iterator[None]:
-    """Save Dask's performance report of a block of work.
+    """Save Dask's performance report of a block of work, or say in one line why there is none.
 
     Parameters
     ----------
@@ -237,6 +241,25 @@ def reporting(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with performance_report(filename=str(path)):
+    report = performance_report(filename=str(path))
+    began = False
+    with _warning(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report.__enter__()
+        began = True
+    try:
         yield
+    finally:
+        if began:
+            with _warning(path):
+                report.__exit__(None, None, None)
+
+
+@contextmanager
+def _warning(path: Path) -> Iterator[None]:
+    """A report is no reason to fail."""
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(f"csst_dask: no performance report in {path} ({why})", file=sys.stderr, flush=True)
