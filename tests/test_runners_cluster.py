@@ -11,12 +11,13 @@ import pytest
 from distributed import LocalCluster, wait
 
 from csst_dask.config import ClusterConfig, SlurmConfig
-from csst_dask.errors import ConfigError
-from csst_dask.runners import doctor
-from csst_dask.runners.cluster import connect, known_workers
+from csst_dask.errors import ConfigError, RunEnded
+from csst_dask.runners import cluster, doctor
+from csst_dask.runners.cluster import connect, known_workers, reporting
 from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
 from csst_dask.runners.settings import SETTINGS, exports
 from csst_dask.runners.slurm import job_options
+from csst_dask.runners.window import Task, run_tasks
 
 
 @pytest.fixture
@@ -94,12 +95,16 @@ def test_a_cluster_grows_with_its_work_and_shrinks_again():
     try:
         client.wait_for_workers(1, timeout=60)
         assert len(known_workers(client)) == 1
-        tasks = client.map(lambda k: time.sleep(0.3), range(200), pure=False)
-        deadline = time.monotonic() + 120
-        while len(known_workers(client)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        client.cancel(tasks)
+        deadline = time.monotonic() + 60
+
+        def source():
+            k = 0
+            while len(known_workers(client)) < 2:
+                assert time.monotonic() < deadline, "the cluster never grew"
+                yield Task(f"{k}", (0.1,))
+                k += 1
+
+        assert all(result is None for _, result in run_tasks(client, "test", time.sleep, source()))
         while len(known_workers(client)) > 1:
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -121,9 +126,43 @@ def test_a_running_cluster_is_joined(client, tmp_path, capsys):
         connect(scheduler_file=tmp_path / "nowhere.json")
 
 
-def test_nobody_answers():
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
     with pytest.raises(ConfigError, match=r"no scheduler answers at tcp://127.0.0.1:9"):
         connect(scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.fixture
+def short():
+    """A client that is the one in use, and may be closed."""
+    client = connect(workers=1, quiet=True)
+    yield client
+    client.close()
+
+
+def test_a_report_of_the_work_is_written(short, tmp_path, capsys):
+    with reporting(tmp_path / "new" / "report.html"):
+        assert short.submit(sum, [1, 2]).result() == 3
+    assert "<html" in (tmp_path / "new" / "report.html").read_text()[:1000].lower()
+    assert not capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_hides_no_error(short, tmp_path, capsys):
+    with pytest.raises(RunEnded, match="of the block"), reporting(tmp_path / "report.html"):  # noqa: PT012
+        short.close()
+        raise RunEnded("of the block")
+    assert capsys.readouterr().err.count("no performance report in") == 1
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(short, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    done = []
+    for path in (tmp_path / "file" / "report.html", tmp_path / "folder"):
+        with reporting(path):
+            done.append(short.submit(sum, [1, 2]).result())
+        assert capsys.readouterr().err.count("\n") == 1
+    assert done == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from conftest import EXPOSURES
 from s3_server import Bucket
 from whole_run import COMMAND, assert_same_run, configuration, run
 
+from csst_dask.config import Config, with_settings
+from csst_dask.runners import fused
+from csst_dask.store import predictions as stored
 from csst_dask.store.survey import open_scalars
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
@@ -146,6 +150,37 @@ def test_a_worker_hangs(cluster, tmp_path, exposures, weights, undisturbed):
     assert process.returncode == 0
     assert_same_run(undisturbed, folder)
     until(lambda: not frozen.is_running() or frozen.status() == psutil.STATUS_ZOMBIE)
+
+
+DEADLY = 9
+"""Row of a chip that ends the process that works on it."""
+
+
+def deadly_block(block, path, config, pair):
+    """Process a block; runs on workers, where the package is as it is."""
+    if DEADLY in [block.rows[place] for place in block.files]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fused.process_block(block, path, config, pair)
+
+
+def test_a_chip_that_ends_its_process_is_rejected_and_all_others_are_done(
+    client, tmp_path, exposures, weights, small, monkeypatch
+):
+    settings = {"inference.weights": weights, "inference.batch": 2, "execution.losses": 1, "execution.deaths": 2}
+    config, path = with_settings(Config(), {**small, **settings}), str(tmp_path / "s.zarr")
+    monkeypatch.setattr(fused, "process_block", deadly_block)
+    ingested, predicted = fused.process_survey(client, [exposures], path, config)
+    scalars, found = open_scalars(path), stored.read(path)
+    status = scalars["status"].values
+    [bad] = np.flatnonzero(status != "done")
+    assert bad == DEADLY
+    assert (status[bad], found["route"].values[bad]) == ("rejected", "invalid")
+    assert "killed its process by SIGKILL, 2 times on its own" in str(scalars["reason"].values[bad])
+    assert (found["density_class"].values >= 0).tolist() == (status == "done").tolist()
+    assert (ingested.done, ingested.rejected, ingested.failed, predicted.done) == (CHIPS - 1, 1, 0, CHIPS - 1)
+    monkeypatch.undo()
+    again, _ = fused.process_survey(client, [exposures], path, config)
+    assert (again.done, again.rejected, again.skipped) == (0, 1, CHIPS - 1)
 
 
 def test_the_scheduler_is_killed(cluster, tmp_path, exposures, weights, undisturbed):

@@ -1,6 +1,10 @@
 """Networks stay where they work: loaded once by each process, named in tasks, chosen with a batch that is kept."""
 
+import os
 import pickle
+import signal
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,14 +34,40 @@ def store(client, tmp_path_factory, config):
     return path
 
 
+def renew_workers(client):
+    """Kill all worker processes, and wait until others are there."""
+    old = set(client.run(os.getpid).values())
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while True:
+        there = set(client.cluster.scheduler.workers)
+        new = {nanny.pid for nanny in client.cluster.workers.values() if nanny.worker_address in there} - old
+        if len(new) == len(old):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_each_worker_loads_once_and_again_after_a_restart(client, store, config):
     for batch in (2, 4):
-        client.restart()
+        renew_workers(client)
         some = with_settings(config, {"inference.batch": batch})
         assert predict_survey(client, store, some).done == 16
-        found = client.run(lambda: networks._predictor.cache_info().misses)
+        found = client.run(lambda: networks._models.cache_info().misses)
         assert set(found.values()) <= {0, 1}
         assert sum(found.values()) >= 1
+
+
+def test_who_is_asked_for_a_batch_has_loaded_the_networks(config):
+    """As on a GPU, where the batch that fits is measured with the networks in place."""
+    asked = Pair(*identify_pair(config.inference.weights), config.inference)
+    networks._models.cache_clear()
+    before = predictor_of(asked)
+    after = predictor_of(replace(asked, batch=3))
+    assert (before.batch, after.batch) == (CPU_BATCH, 3)
+    assert after.models is before.models
+    assert networks._models.cache_info().misses == 1
 
 
 def test_networks_do_not_travel(store, config):

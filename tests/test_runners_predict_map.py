@@ -1,5 +1,9 @@
 """Predictions and maps of a store: resumed, partial, of chips that cannot be mapped, and of none at all."""
 
+import json
+import os
+import signal
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -7,12 +11,14 @@ from conftest import assert_same_result
 from typer.testing import CliRunner
 
 from csst_dask.cli import app
-from csst_dask.config import Config, with_settings
+from csst_dask.config import Config, ExecutionConfig, with_settings
 from csst_dask.errors import ConfigError
+from csst_dask.runners import map as mapping
 from csst_dask.runners import predict as predicting
 from csst_dask.runners.api import density_map
 from csst_dask.runners.ingest import ingest_survey
-from csst_dask.runners.map import density_sums, map_survey
+from csst_dask.runners.ledger import Summary
+from csst_dask.runners.map import density_sums, map_block, map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.simulate import simulate_store
 from csst_dask.store import predictions as stored
@@ -121,10 +127,49 @@ def test_chip_that_cannot_be_mapped_is_left_out_with_its_reason(client, store, c
     xr.testing.assert_identical(sky, expected)
 
 
-def test_map_sums_do_not_depend_on_blocks(client, store, config, monkeypatch):
-    from csst_dask.runners import map as mapping
-    from csst_dask.runners.ledger import Summary
+def misbehave(path, rows, chips, nside):
+    """Map chips, but for one that ends its process and one that nobody foresaw."""
+    if 7 in rows and nside == 512:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if 3 in rows and nside == 256:
+        raise ValueError("always")
+    return map_block(path, rows, chips, nside)
 
+
+def test_a_chip_that_ends_its_process_is_left_out_and_the_others_are_mapped(client, store, config, monkeypatch):
+    predict_survey(client, store, config)
+    found, execution = stored.read(store).load(), ExecutionConfig(losses=1, deaths=1, retries=0)
+    smaller = with_settings(config, {"map.nside": 512}).map
+    expected, _ = map_survey(client, found.isel(chip=np.delete(np.arange(12), 7)), smaller)
+    monkeypatch.setattr(mapping, "BLOCK", 3)
+    monkeypatch.setattr(mapping, "map_block", misbehave)
+    told = []
+    sky, summary = map_survey(client, found, smaller, progress=lambda *chip: told.append(chip), execution=execution)
+    xr.testing.assert_identical(sky, expected)
+    assert (summary.done, summary.rejected, summary.failed, summary.exit_status) == (11, 1, 0, 3)
+    [(reason, count)] = summary.reasons.items()
+    assert count == 1
+    assert "SIGKILL" in reason
+    assert ("chip 7", "rejected", reason) in told
+    assert len(told) == 12
+    assert summary.effort.peak_memory > 0
+    assert summary.effort.lost_workers == 1
+
+
+def test_a_map_that_would_lack_a_chip_is_not_made(client, store, config, monkeypatch, tmp_path):
+    predict_survey(client, store, config)
+    monkeypatch.setattr(mapping, "map_block", misbehave)
+    (tmp_path / "c.yaml").write_text(json.dumps({"execution": {"retries": 0}}))
+    words = ["map", "--store", store, "--nside", "256", "--out", str(tmp_path / "m.zarr")]
+    words += ["--scheduler", client.scheduler.address, "--config", str(tmp_path / "c.yaml")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "error: mapping chip-3 failed: ValueError: always" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_map_sums_do_not_depend_on_blocks(client, store, config, monkeypatch):
     predict_survey(client, store, config)
     found = stored.read(store).load()
     one = density_sums(client, found, 2048, Summary())

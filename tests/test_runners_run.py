@@ -82,6 +82,17 @@ def test_batch_script_runs_the_same_pipeline(tmp_path, exposures, weights, undis
     assert not list(tmp_path.glob(".csst-dask-*"))
 
 
+@pytest.mark.parametrize("line", ["name\n", "name", "name  \n", "\n", ""])
+def test_an_array_job_whose_line_is_not_complete_starts_nothing(tmp_path, line):
+    (tmp_path / "folders.txt").write_text(line)
+    environment = {**os.environ, "CSST_DASK_BIN": str(Path(sys.executable).parent), "SLURM_ARRAY_TASK_ID": "1"}
+    words = ["bash", str(ROOT / "scripts" / "array.sbatch"), str(tmp_path / "folders.txt"), str(tmp_path / "out")]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert result.returncode == 2, result.stderr
+    assert f"found '{line.strip()}', expected a name and a folder" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

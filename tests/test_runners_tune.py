@@ -11,6 +11,7 @@ import time
 import numpy as np
 import optuna
 import pytest
+from distributed import Client, LocalCluster
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from typer.testing import CliRunner
@@ -19,6 +20,8 @@ from csst_dask.cli import app
 from csst_dask.config import TrainingConfig, build_config, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.runners import tune
+from csst_dask.runners.alone import run_alone
+from csst_dask.runners.faults import ClusterLost
 from csst_dask.runners.study import JOURNAL, Search, create_study, open_study
 from csst_dask.runners.tune import SPACE, search_space, settings_of, tune_network
 from csst_dask.training import fit, load_samples
@@ -113,7 +116,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_study(client, study, trainin
         ("classifier", {"arch": None}, "arch 'resnet18', expected 'perceptron'"),
         ("classifier", {"recipe": "paper"}, "recipe 'csst', expected 'paper'"),
         ("classifier", {"batch": 8}, "batch 16, expected 8"),
-        ("classifier", {"bands": ("g",)}, "chips"),
+        ("classifier", {"bands": ("g",)}, r"bands \[.*\], expected \['g'\]"),
     ],
 )
 def test_another_study_is_not_mixed_in(client, study, training_store, task, change, what):
@@ -171,6 +174,21 @@ def test_a_trial_that_fails_is_told_once_and_tried_again_when_asked(client, trai
     assert (found["trials"], found["failed"]) == (1, 2)
 
 
+def test_a_search_without_workers_ends(training_store, tmp_path):
+    config = build_config({"training": SETTINGS, "execution": {"patience": 1}}, "a test")
+    empty = LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0", silence_logs=50)
+    with empty, Client(empty) as nobody, pytest.raises(ClusterLost, match="no worker"):
+        tune_network(nobody, "classifier", training_store, 1, tmp_path, config)
+
+
+def test_a_trial_takes_as_long_as_it_likes(client, training_store, tmp_path):
+    settings = {"training": SETTINGS | {"epochs": 1}, "execution": {"time_limit": 0.01, "losses": 1, "deaths": 1}}
+    workers = {**client.run(os.getpid)}
+    found = tune_network(client, "classifier", training_store, 1, tmp_path, build_config(settings, "a test"))
+    assert (found["trials"], found["failed"]) == (1, 0)
+    assert client.run(os.getpid) == workers
+
+
 def searched_serially(out, seed, trials, resume_at=None):
     """Parameters of trials that are told a score of their own, without any training."""
     search = Search("regressor", [], str(out), {"recipe": "paper", "seed": seed}, "a study", "")
@@ -211,6 +229,7 @@ def test_a_trial_takes_its_share_of_the_cores(client):
     assert counted == {"127.0.0.1": 2}
     for cores, workers, expected in ((16, counted, 8), (16, {"127.0.0.1": 5}, 3), (2, {"127.0.0.1": 5}, 1)):
         assert client.submit(share, cores, workers, pure=False).result() == expected
+    assert run_alone(share, None, None, 16, {"a": 2, "b": 5}) == 3
 
 
 def test_a_killed_search_goes_on_to_as_many_trials_as_asked_for(client, training_store, tmp_path):

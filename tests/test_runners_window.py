@@ -16,10 +16,11 @@ from distributed import Client, LocalCluster
 
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
-from csst_dask.runners import stopping
+from csst_dask.runners import patience, stopping, window
 from csst_dask.runners.alone import Died, run_alone
 from csst_dask.runners.cluster import connect
 from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
+from csst_dask.runners.guard import DEVICE_LOST, limited
 from csst_dask.runners.settings import SETTINGS
 from csst_dask.runners.window import Effort, Partial, Task, run_tasks
 
@@ -67,6 +68,13 @@ def misbehave(x, how, folder):
             raise ValueError("always")
         if how == "outage" and count <= 3:
             raise ConnectionError("500 Internal Server Error")
+        if how == "outage, then raise twice" and count <= 5:
+            raise ConnectionError("500 Internal Server Error") if count <= 3 else ValueError("chance")
+        if how == "die, then outage" and count == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "die, then outage" and count == 2:
+            time.sleep(2.5)
+            raise ConnectionError("500 Internal Server Error")
         if how == "configuration":
             raise ConfigError("these weights are others")
     return 2 * x
@@ -113,6 +121,19 @@ def test_what_passes_is_tried_again(mine, tmp_path, how):
     found = results(mine, misbehave, numbers(20, how, str(tmp_path)), limits, effort)
     assert found == {k: 2 * k for k in range(20)}
     assert effort.repeats == (2 if how == "raise twice" else 3)
+
+
+def test_outages_use_up_no_retries(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(window, "FIRST_PAUSE", 0.05)
+    effort = Effort()
+    found = results(mine, misbehave, numbers(20, "outage, then raise twice", str(tmp_path)), QUICK, effort)
+    assert found == {k: 2 * k for k in range(20)}
+    assert effort.repeats == 3 + QUICK.retries
+
+
+def test_patience_with_storage_does_not_count_from_the_loss_of_a_worker(mine, tmp_path):
+    found = results(mine, misbehave, numbers(20, "die, then outage", str(tmp_path)), ExecutionConfig(patience=2))
+    assert found == {k: 2 * k for k in range(20)}
 
 
 def test_what_does_not_pass_fails_alone(mine, tmp_path):
@@ -240,6 +261,22 @@ def test_a_request_to_stop_lets_running_tasks_end(mine):
     assert not stopping.stop_requested()
 
 
+def test_storage_that_fails_is_not_waited_for_once_the_run_is_to_stop(monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 30.0)
+    tries = []
+
+    def fail():
+        tries.append(time.monotonic())
+        raise ConnectionError("500 Internal Server Error")
+
+    with stopping.stopping(0):
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(patience.StorageLost, match="500"):
+            patience.patiently(600, fail)
+    assert len(tries) == 2
+    assert 0.4 < tries[1] - tries[0] < 10
+
+
 def test_the_walltime_is_a_request_to_stop(monkeypatch):
     monkeypatch.setenv(stopping.WALLTIME, str(int(time.time()) + 60))
     with stopping.stopping(margin=60):
@@ -266,7 +303,7 @@ def scheduler(tmp_path):
     )  # fmt: skip
     started = [process]
 
-    def worker():
+    def worker(*words, **settings):
         started.append(
             subprocess.Popen(
                 [
@@ -280,8 +317,9 @@ def scheduler(tmp_path):
                     "--no-dashboard",
                     "--local-directory",
                     str(tmp_path),
+                    *words,
                 ],
-                env=environment,
+                env=environment | settings,
                 stderr=subprocess.DEVNULL,
             )
         )
@@ -300,6 +338,16 @@ def test_a_cluster_without_workers_is_not_waited_for_for_ever(scheduler):
     _, file, _ = scheduler
     with Client(scheduler_file=str(file)) as client, pytest.raises(ClusterLost, match="no worker"):
         results(client, double, numbers(5), ExecutionConfig(patience=3))
+
+
+def test_paused_workers_are_not_waited_for_for_ever(scheduler):
+    """Of a cluster that was started by others, whose workers pause when memory is scarce."""
+    _, file, worker = scheduler
+    worker("--memory-limit", "2GB", DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE="0.001")
+    with Client(scheduler_file=str(file)) as client:
+        client.wait_for_workers(1, timeout=60)
+        with pytest.raises(ClusterLost, match="all workers have been paused"):
+            results(client, double, numbers(5), ExecutionConfig(patience=3))
 
 
 def test_a_killed_scheduler_ends_the_run(scheduler):
@@ -336,8 +384,32 @@ def hog(size):
     time.sleep(30)
 
 
-def leave(status):
+def leave(status, after=0.0):
+    time.sleep(after)
     os._exit(status)
+
+
+def lose_gpu(folder):
+    """Tell the process, and lose the GPU unless another one did before."""
+    first = not any(Path(folder).iterdir())
+    (Path(folder) / f"{os.getpid()}").touch()
+    if first:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return os.getpid()
+
+
+class Unreadable:
+    """Cannot be unpickled, or ends the process that tries."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def cannot_be_read():
+    raise ValueError("cannot be read")
 
 
 def test_a_task_on_its_own_tells_what_ended_it():
@@ -345,8 +417,44 @@ def test_a_task_on_its_own_tells_what_ended_it():
     with pytest.raises(ZeroDivisionError):
         run_alone(divmod, None, None, 1, 0)
     assert run_alone(leave, None, None, 5) == Died("ended its process with exit status 5")
+    assert run_alone(leave, 60, None, 1) == Died("ended its process with exit status 1")
+    assert run_alone(within, 2, None, 1.9) == Died("took longer than its time limit")
     assert "took longer than 1 s" in run_alone(time.sleep, 1.0, None, 60).reason
     assert "needed more than the 0.30 GB" in run_alone(hog, 30.0, 300_000_000, 400_000_000).reason
+
+
+def within(seconds):
+    """Take too long in a part of a task that has a time limit of its own."""
+    with limited(seconds):
+        time.sleep(60)
+
+
+def test_what_ends_before_it_begins_is_an_ordinary_error():
+    with pytest.raises(ValueError, match="cannot be read"):
+        run_alone(double, None, None, Unreadable(cannot_be_read))
+    with pytest.raises(RuntimeError, match="did not begin: ended its process with exit status 5"):
+        run_alone(double, None, None, Unreadable(leave, 5))
+
+
+def test_a_gpu_that_a_task_on_its_own_loses_is_lost_to_nobody_else(mine, tmp_path):
+    worker = {**mine.run(os.getpid)}
+    assert "lost the GPU" in mine.submit(run_alone, lose_gpu, None, None, str(tmp_path)).result().reason
+    assert mine.run(os.getpid) == worker
+
+
+def test_a_worker_that_loses_its_gpu_is_replaced_and_its_task_done_again(mine, tmp_path):
+    processes = [nanny.process.process for nanny in mine.cluster.workers.values()]
+    effort = Effort()
+    found = results(mine, lose_gpu, [Task("gpu", (str(tmp_path),), "gpu")], effort=effort)
+    lost = {int(path.name) for path in tmp_path.iterdir()} - {found["gpu"]}
+    assert len(lost) == 1
+    assert effort.lost_workers == effort.repeats == 1
+    deadline = time.monotonic() + 60
+    while len(pids := set(mine.run(os.getpid).values())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not pids & lost
+    assert sorted(process.exitcode or 0 for process in processes) == [0, DEVICE_LOST]
 
 
 def test_a_task_that_needs_too_much_memory_is_rejected(tmp_path):

@@ -132,7 +132,8 @@ def map_command(
     check_map(chosen.map, add)
     found = predictions.read(store).load()
     with connected(chosen) as (client, stages):
-        sky, summary = map_survey(client, found, chosen.map, add, *stages("map"))
+        progress, expect = stages("map")
+        sky, summary = map_survey(client, found, chosen.map, add, progress, expect, chosen.execution)
     cells = f"{sky.sizes['cells']} of nside {chosen.map.nside} in {sky.sizes['band']} bands"
     finish({"map": summary}, map=out, cells=cells, FITS=fits, MOC=moc, picture=png)
 

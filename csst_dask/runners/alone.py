@@ -17,7 +17,8 @@ from typing import Any
 import cloudpickle
 import psutil
 
-from csst_dask.runners.guard import TIMED_OUT
+from csst_dask.inference.device import is_fatal
+from csst_dask.runners.guard import DEVICE_LOST, TIMED_OUT
 
 ORPHANED = 71
 """Exit status of a process whose worker has died."""
@@ -25,6 +26,10 @@ START = 300.0
 """Seconds in which a process begins; its time limit counts from there."""
 POLL = 0.1
 """Seconds between looks at the process."""
+BEGUN, NOT_BEGUN = b"b", b"n"
+"""First byte of what the process says."""
+SLACK = 0.5
+"""Seconds by which the beginning of a process may be seen late."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ def run_alone(function: Callable[..., Any], time_limit: float | None, memory_lim
     ------
     Exception
         What the function raised.
+    RuntimeError
+        If the process ended before it called the function, of which that tells nothing.
     """
     payload = pickle.dumps((sys.path, cloudpickle.dumps((function, args))))
     read, write = os.pipe()
@@ -78,10 +85,11 @@ def run_alone(function: Callable[..., Any], time_limit: float | None, memory_lim
         with suppress(BrokenPipeError):
             process.stdin.close()  # type: ignore[union-attr]
     reply.join()
-    if reason:
+    if reason or not reply.data:
+        reason = reason or _ended_by(process.returncode, reply.lasted, time_limit)
+        if not reply.began.is_set():
+            raise RuntimeError(f"a process of its own for a task did not begin: {reason}")
         return Died(reason)
-    if not reply.data:
-        return Died(_ended_by(process.returncode))
     good, value = pickle.loads(reply.data)
     if good:
         return value
@@ -94,12 +102,16 @@ class _Reply(threading.Thread):
     def __init__(self, descriptor: int):
         super().__init__(daemon=True)
         self.descriptor, self.began, self.data = descriptor, threading.Event(), b""
+        self.lasted = 0.0
+        """Seconds from the beginning to the end."""
 
     def run(self) -> None:
         with os.fdopen(self.descriptor, "rb") as pipe:
-            if pipe.read(1):
+            if pipe.read(1) == BEGUN:
                 self.began.set()
+            start = time.monotonic()
             self.data = pipe.read()
+            self.lasted = time.monotonic() - start
 
 
 def _watch(
@@ -121,9 +133,12 @@ def _watch(
                     return f"needed more than the {memory_limit / 1e9:.2f} GB of its worker"
 
 
-def _ended_by(status: int) -> str:
-    if status == TIMED_OUT:
+def _ended_by(status: int, lasted: float, time_limit: float | None) -> str:
+    # the timer of a part of the task, see `guard.limited`, has no status of its own
+    if status == TIMED_OUT and time_limit and lasted > time_limit - SLACK:
         return "took longer than its time limit"
+    if status == DEVICE_LOST:
+        return "lost the GPU to a fatal CUDA error"
     if status < 0:
         return f"killed its process by {signal.Signals(-status).name}"
     return f"ended its process with exit status {status}"
@@ -135,20 +150,32 @@ def main() -> None:
         stdin = sys.stdin.buffer
         payload = stdin.read(int.from_bytes(stdin.read(8), "little"))
         threading.Thread(target=_leave_with_worker, args=(stdin,), daemon=True).start()
-        sys.path[:], call = pickle.loads(payload)
-        function, args = pickle.loads(call)  # only now, since what it names is found on that path
-        pipe.write(b"b")
-        pipe.flush()
-        try:
-            answer = (True, function(*args))
-        except Exception as error:
-            answer = (False, error)
+        answer = _answer(payload, pipe)
         try:
             found = cloudpickle.dumps(answer)
         except Exception:
             found = cloudpickle.dumps((False, RuntimeError(repr(answer[1]))))
         pipe.write(found)
     os._exit(0)
+
+
+def _answer(payload: bytes, pipe: Any) -> tuple[bool, Any]:
+    """Whether the call was good, and what it gave; the pipe is told first whether it was made at all."""
+    begun = False
+    try:
+        sys.path[:], call = pickle.loads(payload)
+        function, args = pickle.loads(call)  # only now, since what it names is found on that path
+        pipe.write(BEGUN)
+        pipe.flush()
+        begun = True
+        return True, function(*args)
+    except Exception as error:
+        if is_fatal(error):
+            print(f"csst_dask: a task lost its GPU ({error})", file=sys.stderr, flush=True)
+            os._exit(DEVICE_LOST)
+        if not begun:
+            pipe.write(NOT_BEGUN)
+        return False, error
 
 
 def _leave_with_worker(stdin: Any) -> None:

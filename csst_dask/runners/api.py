@@ -126,7 +126,7 @@ def density_map(
     """
     chosen = _with(config, "map", {"nside": nside, **settings})
     with current_client(client) as here:
-        sky, summary = mapping.map_survey(here, predictions, chosen.map)
+        sky, summary = mapping.map_survey(here, predictions, chosen.map, execution=chosen.execution)
     _warn(summary)
     return sky
 

@@ -9,7 +9,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from csst_dask.config import Config
+from csst_dask.config import Config, ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
 from csst_dask.evaluation.cost import Cost, measure_extraction, measure_trees
@@ -61,7 +61,7 @@ def try_trees(
     found: list[Judged] = []
     cost: list[Cost] = []
     for chips in judged:
-        table = measure_statistics(client, chips, stages)
+        table = measure_statistics(client, chips, stages, config.execution)
         found.append(chips.judge(predict_trees(fitted, table["statistics"], chips.column("band"))))
         if folder is not None and not cost:
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,16 @@ def learn_trees(
     seed = config.training.seed
     split = split_by_field(columns["field"], density_class(columns["n_star"]), columns["ra"], columns["dec"], seed=seed)
     train = np.sort(np.concatenate([split.train, split.test]))
-    table = np.concatenate([measure_statistics(client, chips, stages)["statistics"] for chips in learning])
+    table = np.concatenate(
+        [measure_statistics(client, chips, stages, config.execution)["statistics"] for chips in learning]
+    )
     known = columns["band"], columns["n_star"], columns["n_bright"]
     return fit_trees(table, *known, train, split.validation, seed=seed)
 
 
-def measure_statistics(client: Client, chips: Truth, stages: Stages | None = None) -> dict[str, NDArray]:
+def measure_statistics(
+    client: Client, chips: Truth, stages: Stages | None = None, execution: ExecutionConfig | None = None
+) -> dict[str, NDArray]:
     """``statistics`` of the maps of some chips, (n, k), and the ``seconds`` that each took, (n,)."""
     from csst_dask.preprocess.inputs import SCALARS
 
@@ -94,12 +98,18 @@ def measure_statistics(client: Client, chips: Truth, stages: Stages | None = Non
     for start in range(0, len(chips), STATISTICS_BLOCK):
         rows = chips.rows[start : start + STATISTICS_BLOCK]
         some = {name: chips.scalars[name].values[rows].tolist() for name in SCALARS}
-        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", (chips.path, rows.tolist(), some), rows))
-    return collect(client, "statistics", statistics_block, tasks, chips.rows, stages)
+        tasks.append(Task(f"chips-{rows[0]}-{rows[-1]}", (chips.path, rows.tolist(), some), rows, len(rows)))
+    return collect(client, "statistics", statistics_block, tasks, chips.rows, stages, execution)
 
 
 def try_extraction(
-    client: Client, store: str, truth: Truth, least: int, stages: Stages | None, costs: bool
+    client: Client,
+    store: str,
+    truth: Truth,
+    least: int,
+    stages: Stages | None,
+    costs: bool,
+    execution: ExecutionConfig | None = None,
 ) -> tuple[dict[str, Judged], str, list[Cost]]:
     """Source extraction judged on some chips (nothing if it cannot run), what to say of it, and its cost."""
     learning, note = _apart(store, [truth])
@@ -110,7 +120,7 @@ def try_extraction(
         if len(chips) < least:
             reason = f"{len(chips)} chips {what} ({note if chips is learning else Path(chips.path).name})"
             return {}, f"No {EXTRACTION}: {reason}; it needs at least {least}.", []
-    judged, seconds = judge_extraction(client, learning, truth, stages)
+    judged, seconds = judge_extraction(client, learning, truth, stages, execution)
     cost: list[Cost] = []
     if costs:
         exptime, band = truth.column("exptime"), truth.column("band")
@@ -122,20 +132,26 @@ def try_extraction(
 
 
 def judge_extraction(
-    client: Client, learning: Truth, truth: Truth, stages: Stages | None = None
+    client: Client,
+    learning: Truth,
+    truth: Truth,
+    stages: Stages | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> tuple[Judged, NDArray[np.float64]]:
     """Source extraction on chips that keep their pixels, calibrated on others; with the CPU time of each chip, s."""
-    found = [_detections(client, chips, stages) for chips in (learning, truth)]
+    found = [_detections(client, chips, stages, execution) for chips in (learning, truth)]
     known = (learning.column(name) for name in ("band", "n_star", "n_bright"))
     calibration = fit_calibration(found[0]["counts"].tolist(), *known)
     predicted = apply_calibration(calibration, found[1]["counts"].tolist(), truth.column("band"))
     return truth.judge(predicted), found[1]["seconds"]
 
 
-def _detections(client: Client, chips: Truth, stages: Stages | None) -> dict[str, NDArray]:
+def _detections(
+    client: Client, chips: Truth, stages: Stages | None, execution: ExecutionConfig | None
+) -> dict[str, NDArray]:
     exptime, band = chips.column("exptime"), chips.column("band")
     tasks = [
         Task(f"chip-{row}", (chips.path, int(row), float(exptime[k]), str(band[k])), np.array([row]))
         for k, row in enumerate(chips.rows)
     ]
-    return collect(client, "extract", count_chip, tasks, chips.rows, stages)
+    return collect(client, "extract", count_chip, tasks, chips.rows, stages, execution)

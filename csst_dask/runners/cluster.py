@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask
 from distributed import Client, LocalCluster, SpecCluster, get_client, performance_report
@@ -22,7 +24,16 @@ from csst_dask.runners.slurm import start_slurm_cluster, wait_for_first_worker
 ARRIVAL = 120.0
 """Seconds in which the workers of a cluster arrive."""
 
+ANSWER = 30.0
+"""Seconds in which a scheduler that was named answers."""
+
 HOST = "127.0.0.1"
+
+BUSY = "100ms"
+"""A cluster of our own grows to as many workers as what is submitted keeps busy for so long."""
+
+_most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Workers that clusters of our own may grow to."""
 
 
 def connect(
@@ -122,11 +133,17 @@ def _number(config: ClusterConfig, most: int, kind: str) -> str:
 def _keep(cluster: SpecCluster, config: ClusterConfig, most: int, **how: Any) -> None:
     """Let the cluster follow its work, and replace what it loses: a nanny that loses its worker too early gives up,
     and a SLURM job ends."""
-    cluster.adapt(minimum=_least(config, most), maximum=most, **how)
+    _most[cluster] = most
+    cluster.adapt(minimum=_least(config, most), maximum=most, target_duration=BUSY, **how)
+
+
+def most_workers(client: Client) -> int:
+    """Workers that the client's cluster may grow to; 0 for one that was joined, where that is for others to say."""
+    return _most.get(client.cluster, 0) if client.cluster is not None else 0
 
 
 def dask_setup(worker: object) -> None:
-    """Ctrl-C in a terminal is for the client, which lets its workers end what they do; Dask calls this in each."""
+    """Ctrl-C in a terminal is for the client, which writes what it has and ends workers; Dask calls this in each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -175,8 +192,8 @@ def _join(config: ClusterConfig) -> Client:
                     f"cluster.scheduler_file: {config.scheduler_file} does not exist; start 'dask scheduler "
                     "--scheduler-file FILE' first, and wait for the file"
                 )
-            return Client(scheduler_file=str(config.scheduler_file), timeout="30s")
-        return Client(config.scheduler, timeout="30s")
+            return Client(scheduler_file=str(config.scheduler_file), timeout=ANSWER)
+        return Client(config.scheduler, timeout=ANSWER)
     except (OSError, TimeoutError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -214,7 +231,7 @@ def current_client(client: Client | None = None) -> Iterator[Client]:
 
 @contextmanager
 def reporting(path: Path | None) -> Iterator[None]:
-    """Save Dask's performance report of a block of work.
+    """Save Dask's performance report of a block of work, or say in one line why there is none.
 
     Parameters
     ----------
@@ -224,6 +241,25 @@ def reporting(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with performance_report(filename=str(path)):
+    report = performance_report(filename=str(path))
+    began = False
+    with _warning(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report.__enter__()
+        began = True
+    try:
         yield
+    finally:
+        if began:
+            with _warning(path):
+                report.__exit__(None, None, None)
+
+
+@contextmanager
+def _warning(path: Path) -> Iterator[None]:
+    """A report is no reason to fail."""
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(f"csst_dask: no performance report in {path} ({why})", file=sys.stderr, flush=True)

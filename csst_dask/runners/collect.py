@@ -9,7 +9,8 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from csst_dask.runners.faults import Failure
+from csst_dask.config import ExecutionConfig
+from csst_dask.runners.faults import Failure, TaskFailed
 from csst_dask.runners.window import Task, run_tasks
 
 Stages = Callable[[str], tuple[Callable[[str, str, str], None], Callable[[int], None]]]
@@ -23,15 +24,16 @@ def collect(
     tasks: Sequence[Task],
     rows: NDArray[np.int64],
     stages: Stages | None,
+    execution: ExecutionConfig | None = None,
 ) -> dict[str, NDArray]:
     """Results of all tasks in the order of the rows. One that fails ends it: a judgement leaves no chip out."""
     progress, expect = stages(stage) if stages else (None, None)
     if expect:
         expect(len(tasks))
     parts: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
-    for task, result in run_tasks(client, stage, function, tasks):
+    for task, result in run_tasks(client, stage, function, tasks, execution):
         if isinstance(result, Failure):
-            raise RuntimeError(f"{stage} of {task.name} failed: {result.reason}")
+            raise TaskFailed(f"{stage} of {task.name} failed: {result.reason}")
         parts.append((task.key, result))
         if progress:
             progress(task.name, "done", "")

@@ -93,7 +93,7 @@ def run_demo(
             shutil.rmtree(folder / exposure.obs_id)
     totals["predict"] = predict_survey(client, store, config, *stage("predict"))
     predictions = stored.read(store).load()
-    sky, totals["map"] = map_survey(client, predictions, config.map, None, *stage("map"))
+    sky, totals["map"] = map_survey(client, predictions, config.map, None, *stage("map"), config.execution)
     table = compare(open_scalars(store), predictions)
     plot_counts(table, out / "counts.png")
     pictures = {"Star density on the sky": "map.png", "Predicted against true counts": "counts.png"}

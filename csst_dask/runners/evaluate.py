@@ -104,12 +104,14 @@ def judge_store(
         measured += cost
     others: list[Comparison] = []
     if pixel_stores is not None and pixels is not None:
-        found, note, cost = try_extraction(client, pixel_stores[0], pixels.chips, least_pixels, stages, costs)
+        found, note, cost = try_extraction(
+            client, pixel_stores[0], pixels.chips, least_pixels, stages, costs, config.execution
+        )
         title = f"On chips that keep their pixels: {Path(pixel_stores[1]).stem}, {len(pixels.chips)} chips"
         others.append(Comparison(title, there | found, [*pixels.notes, note]))
     else:
         learn = baselines[0] if baselines else store
-        found, note, cost = try_extraction(client, learn, truth, least_pixels, stages, costs)
+        found, note, cost = try_extraction(client, learn, truth, least_pixels, stages, costs, config.execution)
         methods |= found
         notes.append(note)
     principal = next(iter(methods.values()))
@@ -184,7 +186,7 @@ def judge_weights(
     todo = np.zeros(truth.scalars.sizes["chip"], bool)
     todo[truth.rows] = True
     tasks = list(block_tasks(truth.path, truth.scalars, todo, pair))
-    found = collect(client, "evaluate", predict_block, tasks, truth.rows, stages)
+    found = collect(client, "evaluate", predict_block, tasks, truth.rows, stages, config.execution)
     valid = np.ones(len(truth), bool)
     routes, _ = route(
         found["class_probability"][:, CROWDED], found["bright_count"], found["confidence"], valid, found["unlike"],

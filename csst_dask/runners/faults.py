@@ -40,6 +40,10 @@ class TooManyFailures(RunEnded):
     """Task after task failed: going on would only fail the rest."""
 
 
+class TaskFailed(RunEnded):
+    """A task failed whose result nothing can do without."""
+
+
 def classify(error: BaseException) -> Fault:
     """Kind of a fault.
 

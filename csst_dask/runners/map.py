@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 from distributed import Client
 
-from csst_dask.config import MapConfig
+from csst_dask.config import ExecutionConfig, MapConfig
 from csst_dask.errors import ChipRejected, ConfigError
 from csst_dask.maps import (
     ChipForMap,
@@ -30,7 +30,7 @@ from csst_dask.maps import (
     write_moc,
     write_zarr,
 )
-from csst_dask.runners.faults import Failure
+from csst_dask.runners.faults import Failure, TaskFailed
 from csst_dask.runners.ledger import Summary
 from csst_dask.runners.window import Task, run_tasks
 from csst_dask.schema import CHANNELS, ROUTE_FLAGS
@@ -77,6 +77,7 @@ def density_sums(
     summary: Summary,
     progress: Callable[[str, str, str], None] | None = None,
     expect: Callable[[int], None] | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> DensitySums:
     """Add up the chips of a set of predictions.
 
@@ -87,8 +88,10 @@ def density_sums(
         As `store.predictions.read` gives it, or any selection of its chips.
     nside : int
     summary : Summary
-        Receives how many chips are on the map, and which cannot be.
+        Receives how many chips are on the map, which cannot be, and what the tasks took.
     progress, expect : callable, optional
+    execution : ExecutionConfig, optional
+        How faults are met; without it no task is limited in time.
 
     Returns
     -------
@@ -99,8 +102,9 @@ def density_sums(
     ------
     ConfigError
         If the predictions do not say where their store is.
-    RuntimeError
-        If a block of chips could not be mapped for a reason that nobody foresaw: the map would lack chips.
+    TaskFailed
+        If a chip could not be mapped for a reason that nobody foresaw: the map would lack it. One that ends its process
+        every time is left out, with that reason.
     """
     path = predictions.attrs.get("store")
     if not path:
@@ -110,18 +114,24 @@ def density_sums(
     rows, records = chosen["chip"].values.tolist(), _records(chosen)
     if expect is not None:
         expect(len(rows))
-    tasks = []
-    for k in range(0, len(rows), BLOCK):
-        block = rows[k : k + BLOCK]
-        tasks.append(Task(f"chips-{block[0]}-{block[-1]}", (path, block, records[k : k + BLOCK], nside), k // BLOCK))
-    early: dict[int, list[DensitySums | str]] = {}
+
+    def task_of(places: range) -> Task:
+        block = rows[places.start : places.stop]
+        name = f"chip-{block[0]}" if len(block) == 1 else f"chips-{block[0]}-{block[-1]}"
+        args = (path, block, records[places.start : places.stop], nside)
+        return Task(name, args, places, len(block), lambda: [task_of(range(k, k + 1)) for k in places])
+
+    tasks = (task_of(range(k, min(k + BLOCK, len(rows)))) for k in range(0, len(rows), BLOCK))
+    early: dict[int, DensitySums | str] = {}
     ordered: list[DensitySums] = []
     total, following, waiting = empty_sums(nside), 0, 0
-    for task, result in run_tasks(client, "map", map_block, tasks):
+    for task, result in run_tasks(client, "map", map_block, tasks, execution, summary.effort):
         if isinstance(result, Failure):
-            raise RuntimeError(f"mapping {task.name} failed: {result.reason}")
-        early[task.key] = result
-        for row, found in zip(task.args[1], result, strict=True):
+            if not result.poison:
+                raise TaskFailed(f"mapping {task.name} failed: {result.reason}")
+            result = [result.reason] * len(task.key)
+        for place, found in zip(task.key, result, strict=True):
+            early[place], row = found, rows[place]
             reason = found if isinstance(found, str) else ""
             summary.done += not reason
             summary.rejected += bool(reason)
@@ -129,9 +139,10 @@ def density_sums(
             if progress is not None:
                 progress(f"chip {row}", "rejected" if reason else "done", reason)
         while following in early:
-            parts = [part for part in early.pop(following) if not isinstance(part, str)]
-            ordered, following = ordered + parts, following + 1
-            waiting += sum(part.cell.size for part in parts)
+            part, following = early.pop(following), following + 1
+            if not isinstance(part, str):
+                ordered.append(part)
+                waiting += part.cell.size
         if waiting > max(ADD_ROWS, total.cell.size // 2):  # so that each row is copied a few times in all
             total, ordered, waiting = accumulate(ordered, total), [], 0
     return accumulate(ordered, total)
@@ -183,6 +194,7 @@ def map_survey(
     add: Path | None = None,
     progress: Callable[[str, str, str], None] | None = None,
     expect: Callable[[int], None] | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> tuple[xr.Dataset, Summary]:
     """Make a density map and write what the configuration names.
 
@@ -194,6 +206,8 @@ def map_survey(
     add : Path, optional
         An older map of the same nside to add to.
     progress, expect : callable, optional
+    execution : ExecutionConfig, optional
+        How faults are met; without it no task is limited in time.
 
     Returns
     -------
@@ -204,13 +218,15 @@ def map_survey(
     ------
     ConfigError
         As `check_map`.
+    TaskFailed
+        As `density_sums`.
     """
     check_map(config, add)
     start, summary = time.monotonic(), Summary()
     if "chip" not in predictions.dims:
         own = [name for name in predictions.coords if name not in ("chip", "density_level")]
         predictions = predictions.reset_coords(own).expand_dims("chip")
-    sums = density_sums(client, predictions, config.nside, summary, progress, expect)
+    sums = density_sums(client, predictions, config.nside, summary, progress, expect, execution)
     weights = ("classifier_sha256", "regressor_sha256")
     attrs = {name: predictions.attrs[name] for name in weights if name in predictions.attrs}
     sky = to_dataset(sums, HealpixGrid(config.nside), attrs)

@@ -20,6 +20,7 @@ from csst_dask.store import predictions
 
 if TYPE_CHECKING:
     from csst_dask.inference.batching import Predictor
+    from csst_dask.inference.two_stage import TwoStage
 
 AUTO = 0
 """Rows of a block that are not chosen yet."""
@@ -112,14 +113,22 @@ def predictor_of(pair: Pair) -> Predictor:
 
 @lru_cache(maxsize=1)
 def _predictor(folder: Path, checksums: tuple[str, ...], settings: InferenceConfig, batch: int) -> Predictor:
+    from csst_dask.inference.batching import Predictor
+
+    models = _models(folder, checksums, choose_device(settings.device), settings.compile)
+    return Predictor(models, batch or "auto", settings.amp, settings.compile)
+
+
+@lru_cache(maxsize=1)
+def _models(folder: Path, checksums: tuple[str, ...], device: str, compiled: bool) -> TwoStage:
+    """The same ones whatever the batch, which a worker may have been asked for first; compiling changes them."""
     import torch
 
-    from csst_dask.inference.batching import Predictor
     from csst_dask.inference.two_stage import load_two_stage
 
     torch.set_num_threads(1)  # one thread per task: the same bits whatever the machine, and no contention
-    models = load_two_stage(folder, choose_device(settings.device))
+    models = load_two_stage(folder, device)
     found = tuple(models.checksums.values())
     if found != checksums:
         raise ConfigError(f"{folder} holds other weights here than at the client; give the workers the same files")
-    return Predictor(models, batch or "auto", settings.amp, settings.compile)
+    return models

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from csst_dask.errors import RunEnded
 from csst_dask.runners.faults import FULL, Fault, classify, describe
-from csst_dask.runners.stopping import stop_requested
+from csst_dask.runners.stopping import stop_requested, wait_for_stop
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a write is tried again; twice as long each time."""
@@ -54,7 +54,7 @@ def patiently(patience: float, function: Callable[..., T], *args: Any) -> T:
             waited = time.monotonic() - start
             if _is_full(error) or waited + pause > patience or stop_requested():
                 raise lost from error
-        time.sleep(pause)
+        wait_for_stop(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 

@@ -60,5 +60,6 @@ def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, 
     path = str(config.store)
     ingested, predicted = process_survey(client, config.inputs, path, config, *stage("ingest and predict"))
     summaries = {"ingest": ingested, "predict": predicted}
-    sky, summaries["map"] = map_survey(client, stored.read(path).load(), config.map, None, *stage("map"))
+    predictions = stored.read(path).load()
+    sky, summaries["map"] = map_survey(client, predictions, config.map, None, *stage("map"), config.execution)
     return summaries, sky

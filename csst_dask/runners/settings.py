@@ -22,6 +22,8 @@ SETTINGS = {
     "distributed.comm.timeouts.connect": "30s",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
+    # a paused worker would wait for memory that nobody frees; the nanny ends one that needs too much
+    "distributed.worker.memory.pause": False,
     # what a lost worker means for its tasks is decided by the client, which knows more
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": "120s",

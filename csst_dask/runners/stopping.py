@@ -15,6 +15,9 @@ from csst_dask.errors import RunEnded
 WALLTIME = "SLURM_JOB_END_TIME"
 """Environment variable with the Unix time at which SLURM ends the job."""
 
+LOOK = 0.1
+"""Seconds between looks at whether a sleep is to end."""
+
 
 class Stopped(RunEnded):
     """The run was asked to end."""
@@ -44,6 +47,18 @@ def request_stop(reason: str) -> None:
 def stop_requested() -> str:
     """Why the runs of this process shall end; empty if they need not."""
     return _request.reason if _request.event.is_set() else ""
+
+
+def wait_for_stop(seconds: float) -> bool:
+    """Sleep, unless the runs of this process shall end; whether they shall.
+
+    In short sleeps: a signal's handler that sets an event while its own thread is about to wait for it would wait for
+    that thread, for ever.
+    """
+    end = time.monotonic() + seconds
+    while not _request.event.is_set() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, LOOK))
+    return _request.event.is_set()
 
 
 @contextmanager

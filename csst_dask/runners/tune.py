@@ -16,10 +16,10 @@ from urllib.parse import urlparse
 
 from distributed import Client, get_worker
 
-from csst_dask.config import Config, TrainingConfig
+from csst_dask.config import Config, ExecutionConfig, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import known_workers
-from csst_dask.runners.faults import Failure
+from csst_dask.runners.faults import Failure, TaskFailed
 from csst_dask.runners.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
 from csst_dask.runners.window import Task, run_tasks
 from csst_dask.store.survey import locate_all
@@ -93,7 +93,7 @@ def tune_network(
         Receives `JOURNAL`, ``best.yaml`` (a configuration that repeats the best trial) and the inputs that trials
         share. For one call at a time.
     config : Config
-        Section ``training``: what is not searched.
+        Section ``training``: what is not searched; ``execution``, but that a trial may take as long as it likes.
     progress, expect : callable, optional
         Called with name, state and reason of each trial, and with the number of trials.
 
@@ -107,12 +107,14 @@ def tune_network(
     ------
     ConfigError
         If Optuna is missing, a setting is wrong, the folder holds another study, or no trial finished.
+    RunEnded
+        If the cluster is lost, the run is asked to stop, or no worker can read the stores.
     """
     settings = config.training.model_dump(mode="json")
     if isinstance(config.training.pretrained, Path):
         settings["pretrained"] = str(config.training.pretrained.resolve())
     stores, out = locate_all(store), Path(out).resolve()
-    identity = client.submit(identify, task, stores, settings, pure=False).result()
+    identity = _ask(client, config, identify, task, stores, settings)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     search = Search(task, stores, str(out), settings, f"{task}-{digest[:16]}", uuid.uuid4().hex)
     study = create_study(search, identity)
@@ -121,15 +123,28 @@ def tune_network(
     if expect:
         expect(left)
     if left:
-        client.submit(prepare, search, pure=False).result()
+        _ask(client, config, prepare, search)
     first = len(study.trials)
     tasks = (Task(f"trial-{k}", (search, k, _workers_by_host(client))) for k in range(first, first + left))
-    for unit, result in run_tasks(client, "tune", run_trial, tasks):
+    for unit, result in run_tasks(client, "tune", run_trial, tasks, _limits(config)):
         state, reason = ("failed", result.reason) if isinstance(result, Failure) else result
         if progress:
             progress(unit.name, state, reason)
     fail_orphans(study, out)
     return _conclude(study, search, identity["arch"])
+
+
+def _limits(config: Config) -> ExecutionConfig:
+    return config.execution.model_copy(update={"time_limit": None})
+
+
+def _ask(client: Client, config: Config, function: Callable[..., Any], *args: Any) -> Any:
+    """What a worker says; workers may still have to come."""
+    task = Task(function.__name__, args)
+    [(_, found)] = run_tasks(client, "tune", function, [task], _limits(config))
+    if isinstance(found, Failure):
+        raise TaskFailed(f"no trial can start: {found.reason}")
+    return found
 
 
 def _conclude(study: optuna.Study, search: Search, arch: str) -> dict[str, Any]:
@@ -272,9 +287,15 @@ def _workers_by_host(client: Client) -> dict[str, int]:
 
 
 def _threads(workers: dict[str, int]) -> int:
-    """Threads of a trial: what its worker was given, or its share of the host's cores if that is more."""
+    """Threads of a trial: what its worker was given, or its share of the host's cores if that is more.
+
+    Where there is no worker, on its own, the share is that of the fullest host.
+    """
     from dask.system import CPU_COUNT
 
-    worker = get_worker()
+    try:
+        worker = get_worker()
+    except ValueError:  # in a process of its own
+        return max(1, CPU_COUNT // max(workers.values(), default=1))
     host = str(urlparse(worker.address).hostname)
     return max(worker.state.nthreads, CPU_COUNT // workers.get(host, 1))

@@ -20,6 +20,7 @@ from distributed import Client, Future, get_worker
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.alone import Died, run_alone
+from csst_dask.runners.cluster import most_workers
 from csst_dask.runners.faults import ClusterLost, Failure, Fault, TooManyFailures, classify, describe
 from csst_dask.runners.guard import Outcome, guarded
 from csst_dask.runners.stopping import Stopped, stop_requested
@@ -84,6 +85,11 @@ class _Job:
     alone: bool = False
     tries: int = 0
     errors: int = 0
+    """Times that it raised something unforeseen."""
+    outages: int = 0
+    """Times that storage or network failed, one after the other."""
+    forgotten: int = 0
+    """Times that the scheduler did not know it any more."""
     losses: int = 0
     """Workers that died."""
     suspicion: int = 0
@@ -91,6 +97,7 @@ class _Job:
     deaths: int = 0
     """Processes of its own that died."""
     failing_since: float | None = None
+    """When the first of these outages was met."""
 
     def __lt__(self, other: _Job) -> bool:
         return self.number < other.number
@@ -161,12 +168,15 @@ class _Window:
     made: int = 0
     failed_in_row: int = 0
     threads: int = 0
+    """Of workers that run."""
+    paused: int = 0
+    """Threads of those that take no tasks."""
     exhausted: bool = False
     probing: bool = False
     probed: float = field(default_factory=time.monotonic)
     """When the scheduler answered last."""
     manned: float = field(default_factory=time.monotonic)
-    """When there was a worker last."""
+    """When a worker ran last."""
 
     def results(self, source: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
         self.threads = sum(self.client.nthreads().values())
@@ -204,7 +214,8 @@ class _Window:
 
     def _fill(self, source: Iterator[Task]) -> None:
         """Submit what is due again, then new tasks, until the window is full."""
-        size = max(self.limits.in_flight * self.threads, LEAST)
+        # a cluster grows only if it is shown work for more workers than it has; those of our own have one thread each
+        size = max(self.limits.in_flight * max(self.threads, most_workers(self.client)), LEAST)
         room = size - len(self.pending)
         while room > 0 and self.later and self.later[0][0] <= time.monotonic():
             self._submit(heapq.heappop(self.later)[1])
@@ -284,8 +295,9 @@ class _Window:
         """Try again, now or later, or give up."""
         if isinstance(error, ConfigError):
             raise error
-        fault, now = classify(error), time.monotonic()
-        job.failing_since = job.failing_since or now
+        fault, now, pause = classify(error), time.monotonic(), 0.0
+        if fault is not Fault.OUTAGE:
+            job.outages, job.failing_since = 0, None
         if fault is Fault.LOST_WORKER:
             self.effort.lost_workers += 1
             job.losses += 1
@@ -294,15 +306,17 @@ class _Window:
             job.alone = job.suspicion >= self.limits.losses
             again = job.losses < MOST_LOSSES
         elif fault is Fault.LOST_SCHEDULER:
-            again = True
+            again, pause = True, _pause(job.forgotten)
+            job.forgotten += 1
         elif fault is Fault.OUTAGE:
-            again = now - job.failing_since < self.limits.patience
+            job.failing_since = job.failing_since or now
+            again, pause = now - job.failing_since < self.limits.patience, _pause(job.outages)
+            job.outages += 1
         else:
-            again = job.errors < self.limits.retries
+            again, pause = job.errors < self.limits.retries, _pause(job.errors)
+            job.errors += 1
         if not again:
             return [] if self._split(job, alone=False) else [(job.task, Failure(describe(error)))]
-        pause = 0.0 if fault is Fault.LOST_WORKER else min(FIRST_PAUSE * 2.0**job.errors, LONGEST_PAUSE)
-        job.errors += fault is not Fault.LOST_WORKER
         self._again(job, pause)
         return []
 
@@ -326,7 +340,10 @@ class _Window:
             self.manned = now
         elif now - self.manned > self.limits.patience:
             raise ClusterLost(
-                f"no worker has been there for {now - self.manned:.0f} s; start workers, then run it again"
+                f"all workers have been paused for {now - self.manned:.0f} s, as they are when their memory is full; "
+                "give them more memory, or start them again, then run it again"
+                if self.paused
+                else f"no worker has been there for {now - self.manned:.0f} s; start workers, then run it again"
             )
         if now - self.probed > self.limits.patience + PROBE:
             raise ClusterLost(
@@ -338,12 +355,20 @@ class _Window:
 
     async def _probe(self) -> None:
         try:
-            self.threads = sum((await self.client.scheduler.ncores()).values())  # type: ignore[union-attr]
+            known = await self.client.scheduler.ncores()  # type: ignore[union-attr]
+            running = await self.client.scheduler.ncores_running()  # type: ignore[union-attr]
+            self.threads = sum(running.values())
+            self.paused = sum(known.values()) - self.threads
             self.probed = time.monotonic()
         except Exception:  # of the connection; the client finds its scheduler again, or closes
             await asyncio.sleep(PROBE)
         finally:
             self.probing = False
+
+
+def _pause(before: int) -> float:
+    """Seconds before a task is tried again that was so often tried again before, for faults of the same kind."""
+    return min(FIRST_PAUSE * 2.0**before, LONGEST_PAUSE)
 
 
 def _call_alone(function: Callable[..., Any], time_limit: float | None, *args: Any) -> Outcome:
