@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO ?= demo
+JOBS ?= 2
 
 .PHONY: install demo test bench lint clean help
 
@@ -22,7 +23,7 @@ demo: install
 	$(BIN)/csst-dask demo --out $(DEMO)
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: install
 	$(BIN)/python benchmarks/bench.py

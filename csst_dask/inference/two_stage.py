@@ -67,7 +67,7 @@ def load_two_stage(folder: str | Path | None = None, device: str = "cpu") -> Two
     classifier, regressor = (load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor"))
     interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL, scale=np.ones(1))
     for model in (classifier, regressor):
-        if model.metadata.get("context") and model.metadata.get("context_sha256") != context_definition():
+        if model.metadata.get("context_sha256", context_definition()) != context_definition():
             raise ConfigError(
                 f"the {model.task} of {folder} learned from statistics of the maps that are defined otherwise in this "
                 "release; use the release that trained it, or train it again"

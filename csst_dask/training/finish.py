@@ -222,22 +222,18 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
 def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int) -> dict[str, Any]:
     """Metadata of the weights."""
     bands = set(run.samples.band[run.split.train].tolist())
-    told = {"context_sha256": context_definition()} if run.network["context"] else {}
-    return (
-        run.network
-        | told
-        | {
-            "bands": [band for band in run.config.bands if band in bands],
-            "metrics": {name: [_finite(value), _finite(error)] for name, (value, error) in metrics.items()},
-            "training": {
-                "epochs": epochs,
-                "best_epoch": best,
-                "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
-                "config": json.loads(run.config.model_dump_json(exclude=HOW)),
-            },
-            "split": record_split(run.samples, run.split, run.config.seed),
-        }
-    )
+    found = run.network | {
+        "bands": [band for band in run.config.bands if band in bands],
+        "metrics": {name: [_finite(value), _finite(error)] for name, (value, error) in metrics.items()},
+        "training": {
+            "epochs": epochs,
+            "best_epoch": best,
+            "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
+            "config": json.loads(run.config.model_dump_json(exclude=HOW)),
+        },
+        "split": record_split(run.samples, run.split, run.config.seed),
+    }
+    return found | ({"context_sha256": context_definition()} if run.network["context"] else {})
 
 
 def _finite(value: float) -> float | None:
