@@ -136,7 +136,8 @@ def test_nobody_answers(monkeypatch):
 def short():
     """A client that is the one in use, and may be closed."""
     client = connect(workers=1, quiet=True)
-    yield client
+    with client.as_current():
+        yield client
     client.close()
 
 

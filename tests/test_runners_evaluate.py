@@ -1,5 +1,7 @@
 """Networks and baselines are judged on a store that is only read."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,16 +9,18 @@ from conftest import CHUNKS, FRAME
 from typer.testing import CliRunner
 
 from csst_dask.cli import app
-from csst_dask.config import build_config
-from csst_dask.errors import ConfigError
+from csst_dask.config import ExecutionConfig, build_config
+from csst_dask.errors import ConfigError, RunEnded
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.page import EXTRACTION, TREES
 from csst_dask.evaluation.truth import Truth
 from csst_dask.runners import evaluate
 from csst_dask.runners.chips import simulate_to_store
+from csst_dask.runners.collect import collect
 from csst_dask.runners.evaluate import judge_store, judge_weights
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.predict import predict_survey
+from csst_dask.runners.window import Task
 from csst_dask.schema import BANDS
 from csst_dask.simulation.product import chip_key
 from csst_dask.simulation.survey import plan_survey
@@ -178,3 +182,16 @@ def test_the_command_refuses_what_it_cannot_do(store, tmp_path, weights):
     create_survey(empty, plain.ingest, plain.mask)
     with pytest.raises(ConfigError, match="no chip that is done"):
         Truth.open(empty)
+
+
+def fail(marks):
+    with Path(marks).open("a") as file:
+        file.write("x")
+    raise ValueError("always")
+
+
+def test_a_judgement_that_would_lack_chips_ends_as_the_configuration_says(client, tmp_path):
+    tasks, rows = [Task("chip-0", (str(tmp_path / "tries"),), np.array([0]))], np.array([0])
+    with pytest.raises(RunEnded, match=r"^judge of chip-0 failed: ValueError: always$"):
+        collect(client, "judge", fail, tasks, rows, None, ExecutionConfig(retries=0))
+    assert (tmp_path / "tries").read_text() == "x"
