@@ -9,15 +9,18 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import dask
 import numpy as np
 import psutil
 import pytest
 from conftest import EXPOSURES
+from distributed import Client, LocalCluster
 from s3_server import Bucket
 from whole_run import COMMAND, assert_same_run, configuration, run
 
 from csst_dask.config import Config, with_settings
 from csst_dask.runners import fused
+from csst_dask.runners.settings import SETTINGS
 from csst_dask.store import predictions as stored
 from csst_dask.store.survey import open_scalars
 
@@ -136,6 +139,23 @@ def test_a_node_leaves_in_the_middle_of_a_batch(cluster, tmp_path, exposures, we
     assert_same_run(undisturbed, folder)
 
 
+def test_the_client_is_killed_and_another_joins_the_same_workers(cluster, tmp_path, exposures, weights, undisturbed):
+    """What the workers were at when their client died does no harm, and the next client goes on."""
+    file, scheduler, worker = cluster
+    processes = [scheduler(), worker(), worker()]
+    folder = tmp_path / "run"
+    config = configuration(folder, exposures, weights)
+    with started([*COMMAND, "run", str(config), "--scheduler-file", str(file)]) as process:
+        until(lambda: reduced(folder) >= 2, process)
+        process.kill()
+        process.wait()
+    assert (open_scalars(folder / "survey.zarr")["status"].values == "pending").any()
+    again = run(config, "--scheduler-file", str(file))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert all(one.poll() is None for one in processes)
+    assert_same_run(undisturbed, folder)
+
+
 def test_a_worker_hangs(cluster, tmp_path, exposures, weights, undisturbed):
     file, scheduler, worker = cluster
     scheduler()
@@ -163,23 +183,50 @@ def deadly_block(block, path, config, pair):
     return fused.process_block(block, path, config, pair)
 
 
+def greedy_block(block, path, config, pair):
+    """Process a block, with a chip that takes all memory that it can get."""
+    if DEADLY in [block.rows[place] for place in block.files]:
+        taken = []
+        while True:
+            taken.append(np.ones(10_000_000))
+            time.sleep(0.01)
+    return fused.process_block(block, path, config, pair)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A worker that is ended when it needs more than 1.5 GB."""
+    with dask.config.set(SETTINGS | {"distributed.worker.memory.terminate": 0.9}), LocalCluster(
+        n_workers=1, threads_per_worker=1, memory_limit="1.5GB", host="127.0.0.1", dashboard_address=":0",
+        silence_logs=50,
+    ) as cluster, Client(cluster) as client:  # fmt: skip
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (deadly_block, "killed its process by SIGKILL, 2 times on its own"),
+        (greedy_block, "needed more than the 1.50 GB"),
+    ],
+)
 def test_a_chip_that_ends_its_process_is_rejected_and_all_others_are_done(
-    client, tmp_path, exposures, weights, small, monkeypatch
+    narrow, tmp_path, exposures, weights, small, monkeypatch, function, words
 ):
     settings = {"inference.weights": weights, "inference.batch": 2, "execution.losses": 1, "execution.deaths": 2}
     config, path = with_settings(Config(), {**small, **settings}), str(tmp_path / "s.zarr")
-    monkeypatch.setattr(fused, "process_block", deadly_block)
-    ingested, predicted = fused.process_survey(client, [exposures], path, config)
+    monkeypatch.setattr(fused, "process_block", function)
+    ingested, predicted = fused.process_survey(narrow, [exposures], path, config)
     scalars, found = open_scalars(path), stored.read(path)
     status = scalars["status"].values
     [bad] = np.flatnonzero(status != "done")
     assert bad == DEADLY
     assert (status[bad], found["route"].values[bad]) == ("rejected", "invalid")
-    assert "killed its process by SIGKILL, 2 times on its own" in str(scalars["reason"].values[bad])
+    assert words in str(scalars["reason"].values[bad])
     assert (found["density_class"].values >= 0).tolist() == (status == "done").tolist()
     assert (ingested.done, ingested.rejected, ingested.failed, predicted.done) == (CHIPS - 1, 1, 0, CHIPS - 1)
     monkeypatch.undo()
-    again, _ = fused.process_survey(client, [exposures], path, config)
+    again, _ = fused.process_survey(narrow, [exposures], path, config)
     assert (again.done, again.rejected, again.skipped) == (0, 1, CHIPS - 1)
 
 

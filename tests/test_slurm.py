@@ -68,6 +68,24 @@ def test_steps_in_jobs_of_their_own(slurm, tmp_path, exposures, weights, undistu
     assert not list(tmp_path.glob(".csst-dask-*")), "a job left its scratch folder behind"
 
 
+def test_jobs_of_workers_join_a_scheduler_that_runs_elsewhere(slurm, tmp_path, exposures, weights, undisturbed):
+    file, config = tmp_path / "scheduler.json", configuration(tmp_path, exposures, weights)
+    words = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--no-dashboard"]
+    job = submit(slurm, tmp_path, "workers.sbatch", str(file), options=("--array=1-2", "--mem-per-cpu=2G"))
+    with subprocess.Popen([*words, "--host", "127.0.0.1", "--port", "0"], stderr=subprocess.DEVNULL) as scheduler:
+        try:
+            until(slurm, job, lambda: file.exists() and file.stat().st_size)
+            done = run(config, "--scheduler-file", str(file))
+        finally:
+            scheduler.terminate()
+    assert done.returncode == 0, done.stdout + done.stderr + output(tmp_path)
+    assert_same_run(undisturbed, tmp_path)
+    deadline = time.monotonic() + 60
+    while slurm.call("squeue", "-h", "-j", job, check=False):
+        assert time.monotonic() < deadline, "the workers outlive their scheduler"
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, write_exposures) -> Path:
     """Enough exposures to be in the middle of them."""
