@@ -18,6 +18,12 @@ EXPOSURES = 12
 """Exposures of two detectors that whole runs are made of."""
 
 
+def pytest_collection_modifyitems(items):
+    """Files whose tests start processes and wait for them come first; those that only compute fill the gaps."""
+    slow = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def client():
     """A Dask cluster of two worker processes."""

@@ -195,6 +195,9 @@ def test_a_lost_worker_leaves_a_smaller_gang(training_store, together, tmp_path,
     lines, left = [], set()
     with cluster.connect(workers=2, quiet=True) as client:
         confine(list(client.run(os.getpid).values()), {min(os.sched_getaffinity(0))})
+        client.cluster._adaptive.stop()  # nobody brings another worker
+        for nanny in client.cluster.workers.values():
+            nanny.auto_restart = False
 
         def strike(*_):
             ranks = ranks_of(tmp_path)
