@@ -105,3 +105,13 @@ def test_zero_stars_can_be_drawn(tmp_path):
 def test_an_empty_map_is_refused():
     with pytest.raises(ConfigError, match="no observed cell"):
         plot_map(to_dataset(empty_sums(64), HealpixGrid(64)))
+
+
+def test_a_nearly_empty_field_does_not_take_the_colours_of_the_others():
+    ds = a_map(SIX[:2])
+    density = np.where(np.arange(ds.sizes["cells"]) % 2, 1e4, 1e-3)
+    ds["bright_star_density"][0], ds["bright_star_density_error"][0] = density, np.where(density > 1, 500.0, 1.0)
+    figure = plot_map(ds)
+    bars = {ax.get_title().split(" [")[0]: ax.get_xlim() for ax in figure.axes if "[" in ax.get_title()}
+    assert bars["error of the density"] == (0, 100)
+    assert bars["stars with mag < 23.5"] == pytest.approx((1, 1e4))

@@ -41,6 +41,11 @@ _PANEL = 2.75  # inch
 _HEADER = 2.3  # inch
 _DENSITY = ListedColormap(colormaps["magma"](np.linspace(0.08, 0.9, 256)))
 
+MOST_ERROR = 100.0
+"""Errors beyond this are drawn as this, per cent: nothing is known then, and the others need the colours."""
+LEAST_DENSITY = 1.0
+"""Densities below this are drawn as this, deg-2: one star in thirty frames."""
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -135,13 +140,15 @@ def _columns(ds: xr.Dataset, true_density: NDArray[np.float64] | None) -> list[_
     known = np.isfinite(density) & (density > 0)
     relative = 100 * np.divide(error, density, out=np.full(density.shape, np.nan), where=known)
     top = float(np.nanmax(relative)) if np.isfinite(relative).any() else 1.0
-    columns.append(_Column("error of the density [%]", relative, Normalize(0, max(top, 1.0)), colormaps["cividis"]))
+    scale_of_errors = Normalize(0, float(np.clip(top, 1.0, MOST_ERROR)), clip=True)
+    columns.append(_Column("error of the density [%]", relative, scale_of_errors, colormaps["cividis"]))
     return columns
 
 
 def _log_norm(values: NDArray[np.float64]) -> LogNorm:
     good = values[np.isfinite(values) & (values > 0)]
     low, high = (good.min(), good.max()) if good.size else (1.0, 10.0)
+    low = max(low, min(LEAST_DENSITY, high / 10))
     if high < 2 * low:
         middle = np.sqrt(low * high)
         low, high = middle / 2, middle * 2
@@ -197,7 +204,9 @@ def _panel(ax: Axes, ds: xr.Dataset, grid: HealpixGrid, patch: Patch, band: int,
 
 def _colour_bar(figure: Figure, column: _Column, corner: tuple[float, float], width: float, height: float) -> None:
     ax = figure.add_axes((*corner, width, 0.11 / height))
-    bar = figure.colorbar(ScalarMappable(column.norm, column.cmap), cax=ax, orientation="horizontal")
+    beyond = "max" if column.norm.clip and column.norm.vmax == MOST_ERROR else "neither"
+    mappable = ScalarMappable(column.norm, column.cmap)
+    bar = figure.colorbar(mappable, cax=ax, orientation="horizontal", extend=beyond)
     if column.ticks is not None:
         bar.set_ticks(list(column.ticks), labels=list(column.ticks.values()))
         ax.minorticks_off()
