@@ -62,8 +62,8 @@ def curve(args: argparse.Namespace, client: Client) -> Iterator[tuple[str, int, 
                 if known is None:
                     known, tables = measure_statistics(client, truth)["statistics"], measure_all(client, stores)
                 split = samples.split(args.seed, chips=chips)
-                learned = np.where(samples.density_class < CROWDED, samples.n_bright, -1)
-                fitted = fit_trees(tables, samples.band, samples.n_star, learned, split.train, split.validation)
+                counts = samples.n_star, samples.n_bright
+                fitted = fit_trees(tables, samples.band, *counts, split.train, split.validation)
                 yield name, chips, truth.judge(predict_trees(fitted, known, truth.column("band")))
                 continue
             folder = args.out / f"{name.replace(' ', '-')}-{chips}"
@@ -81,12 +81,12 @@ def measure_all(client: Client, stores: list[Truth]) -> np.ndarray:
 
 
 def scores(judged: Judged) -> dict[str, float]:
-    """Accuracies and mean absolute errors, dex, with their standard errors."""
+    """Accuracies and mean absolute errors, dex, with their standard errors; bright stars of chips below class 5."""
     overall = overall_table(judged).set_index("weighting")
     found = {f"accuracy {name}": overall.at[name, "accuracy"] for name in overall.index}
     found |= {f"accuracy {name} error": overall.at[name, f"accuracy{ERROR}"] for name in overall.index}
     for of in ("star", "bright"):
-        table = count_table(judged, of)
+        table = count_table(judged if of == "star" else judged.take(judged.true_class < CROWDED), of)
         row = table[table["part"] == "flat"].iloc[0] if len(table) else {"mae": np.nan, f"mae{ERROR}": np.nan}
         found |= {f"{of} mae": row["mae"], f"{of} mae error": row[f"mae{ERROR}"]}
     return found
