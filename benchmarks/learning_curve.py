@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from distributed import Client
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from csst_dask.config import ClusterConfig, Config, TrainingConfig
 from csst_dask.evaluation.judged import Judged
@@ -102,6 +103,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     labels = "wrong classes, published shares", "MAE of log10(1 + stars), dex", "MAE of log10(1 + bright stars), dex"
     for axis, label in zip(axes, labels, strict=True):
         axis.set(xscale="log", yscale="log", xlabel="chips learned from", ylabel=label)
+        axis.set_xticks(sorted(set(table["chips"])), [str(chips) for chips in sorted(set(table["chips"]))])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
