@@ -23,6 +23,9 @@ BANDS = ("NUV", "u", "g", "r", "i", "z", "y")
 CLASS_EDGES = (1, 100, 1_000, 10_000, 100_000)
 """Least ``n_star`` of density classes 1 to 5; fewer than the first is class 0."""
 
+CLASS_BORDERS = tuple(float(border) for border in np.log10(np.array(CLASS_EDGES) + 0.5))
+"""log10(1 + n_star) where a class ends and the next begins: halfway between two counts, dex."""
+
 N_CLASSES = len(CLASS_EDGES) + 1
 
 CROWDED = N_CLASSES - 1

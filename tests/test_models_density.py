@@ -17,10 +17,9 @@ from csst_dask.models.density import (
     LEAST_VARIANCE,
     FiLM,
     build_density_network,
-    class_borders,
     class_log_probability,
 )
-from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES, density_class
+from csst_dask.schema import BANDS, CLASS_BORDERS, CLASS_EDGES, N_CLASSES, density_class
 
 CONTEXT = len(BANDS) + 5
 
@@ -73,7 +72,9 @@ def test_a_temperature_widens_the_count_and_a_certain_count_is_told_as_certain()
     answer |= {"star": torch.tensor(median), "star_scale": torch.tensor(log_scale)}
     found = class_log_chance(answer, 2.0)
     wide = torch.tensor(np.stack([median, log_scale + math.log(2)], axis=1))
-    torch.testing.assert_close(found.exp(), class_log_probability(wide, class_borders()).exp(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        found.exp(), class_log_probability(wide, torch.tensor(CLASS_BORDERS)).exp(), atol=1e-3, rtol=0
+    )
     torch.testing.assert_close(found.exp().sum(1), torch.ones(len(median), dtype=found.dtype))
     drawn = rng.laplace(median, 1.7 * np.exp(log_scale))
     truth = density_class(np.maximum(np.round(10**drawn - 1), 0).astype(int))

@@ -1,4 +1,5 @@
 import csv
+import platform
 import signal
 import subprocess
 import sys
@@ -183,7 +184,8 @@ def test_progress_log_and_card_tell_the_same_story(whole):
     assert "| 1 | 1 | 0.003 | frozen | frozen | context |" in text
     assert "| 2 | 1 | 0.0003 | 0.001 | 0.001 | maps |" in text
     seconds = sum(float(row["seconds"]) for row in rows)
-    assert f"21 chips, 21 visits an epoch; 2 epochs of 2 steps in {seconds:,.0f} s on 1 threads" in text
+    hardware = f"1 thread of {platform.machine()} cores"
+    assert f"21 chips, 21 visits an epoch; 2 epochs of 2 steps in {seconds:,.0f} s on {hardware}" in text
     for name, (value, _) in result.metrics.items():
         assert f"| {name} | {value:.4g} |" in text
 

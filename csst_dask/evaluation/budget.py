@@ -12,7 +12,7 @@ from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.scores import DRAWS, mean_scores, row_of
 from csst_dask.evaluation.tables import edge_distance, parts
 from csst_dask.evaluation.weighting import WEIGHTINGS, weigh
-from csst_dask.schema import CLASS_EDGES, density_class
+from csst_dask.schema import CLASS_BORDERS, density_class
 
 TARGET = 0.9883
 """Accuracy of Lai et al. (2026)."""
@@ -32,7 +32,7 @@ LAWS = {
 }
 """Distributions about zero by their mean absolute value."""
 
-_BORDERS = np.array([-np.inf, *np.log10(np.asarray(CLASS_EDGES) + 0.5), np.inf])
+_BORDERS = np.array([-np.inf, *CLASS_BORDERS, np.inf])
 
 
 def expected_accuracy(n_star: ArrayLike, mae: float, law: str = "laplace", weights: ArrayLike | None = None) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.classical import COUNTS
-from csst_dask.schema import BANDS, CLASS_EDGES
+from csst_dask.schema import BANDS, CLASS_BORDERS
 
 PENALTIES = np.logspace(-2, 4, 25)
 """Ridge penalties that are tried."""
@@ -101,7 +101,7 @@ def apply_calibration(
     """
     features = _features(counts, band)
     star, bright = (np.maximum(fitted.predict(features), 0.0) for fitted in (calibration.star, calibration.bright))
-    classes = np.searchsorted(np.log10(np.asarray(CLASS_EDGES) + 0.5), star, side="right")
+    classes = np.searchsorted(CLASS_BORDERS, star, side="right")
     return {
         "log_star": star.astype(np.float32),
         "log_bright": bright.astype(np.float32),

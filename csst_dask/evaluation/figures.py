@@ -18,7 +18,7 @@ from csst_dask.evaluation.dataset_figures import ACCENT, INK, LABEL, QUIET, SECO
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.tables import edge_distance
 from csst_dask.metrics import confusion_matrix
-from csst_dask.schema import CLASS_EDGES, CLASS_LABELS, N_CLASSES
+from csst_dask.schema import CLASS_BORDERS, CLASS_EDGES, CLASS_LABELS, N_CLASSES
 
 SERIES = ((SECOND, "o"), (ACCENT, "s"), (INK, "^"), ("#d9a441", "D"), ("#5aa89a", "v"), (QUIET, "P"))
 """Colour and marker of each of several series: told apart without colour too."""
@@ -218,7 +218,7 @@ def near_edge(judged: Judged) -> list[int]:
         Places in ``judged``: the right chip beyond the edge, the wrong chip, the clear one; fewer where there is
         no such chip.
     """
-    called, places = judged.density_class, np.log10(np.asarray(CLASS_EDGES) + 0.5)
+    called, places = judged.density_class, np.array(CLASS_BORDERS)
     wrong = np.flatnonzero(np.abs(called - judged.true_class) == 1)
     if not len(wrong):
         return []

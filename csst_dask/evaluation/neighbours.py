@@ -12,7 +12,7 @@ from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.scores import DRAWS, mean_scores, row_of
 from csst_dask.evaluation.tables import parts
 from csst_dask.evaluation.weighting import WEIGHTINGS
-from csst_dask.schema import CLASS_EDGES
+from csst_dask.schema import CLASS_BORDERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,4 +67,4 @@ def joint_table(judged: Judged, joint: Joint, draws: int = DRAWS) -> pd.DataFram
 
 def class_of(log_star: NDArray[np.float64]) -> NDArray[np.int64]:
     """Density class in which log10(1 + stars) lies; halfway between two counts, the class of the larger one begins."""
-    return np.searchsorted(np.log10(np.asarray(CLASS_EDGES) + 0.5), log_star)
+    return np.searchsorted(CLASS_BORDERS, log_star)

@@ -12,7 +12,7 @@ from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.scores import DRAWS, ERROR, class_scores, dex_scores, mean_scores, row_of
 from csst_dask.evaluation.weighting import WEIGHTINGS, weigh
 from csst_dask.metrics import scatter
-from csst_dask.schema import BANDS, CLASS_EDGES, CLASS_LABELS, N_CLASSES
+from csst_dask.schema import BANDS, CLASS_BORDERS, CLASS_EDGES, CLASS_LABELS, N_CLASSES
 
 COUNT_EDGES = (0, 20, 100, 300, 1000, 2000, 10_000)
 """Least true bright stars of each range; 20 is what astrometry needs, 2000 the end of the published range."""
@@ -198,10 +198,9 @@ def edge_distance(n_star: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.in
     edge : (n,) int64 array
         The one of `schema.CLASS_EDGES`.
     """
-    edges = np.asarray(CLASS_EDGES)
-    away = np.log10(1.0 + np.asarray(n_star, np.float64))[:, None] - np.log10(edges + 0.5)
+    away = np.log10(1.0 + np.asarray(n_star, np.float64))[:, None] - np.array(CLASS_BORDERS)
     nearest = np.argmin(np.abs(away), axis=1)
-    return np.take_along_axis(away, nearest[:, None], axis=1)[:, 0], edges[nearest]
+    return np.take_along_axis(away, nearest[:, None], axis=1)[:, 0], np.asarray(CLASS_EDGES)[nearest]
 
 
 def edge_table(judged: Judged, draws: int = DRAWS) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from scipy.stats import logistic
 
 from csst_dask.evaluation.boosting import Sets, boosting_options, count_nodes, ensemble
 from csst_dask.models.calibrate import fit_temperature
-from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES, density_class
+from csst_dask.schema import BANDS, CLASS_BORDERS, N_CLASSES, density_class
 
 DEPTH = 4
 """Of the trees of the classifier."""
@@ -23,7 +23,7 @@ POOLED = 20
 LEAST = 1e-6
 """Smaller probabilities count as this one when they are calibrated."""
 
-_EDGES = np.array([-np.inf, *np.log10(np.asarray(CLASS_EDGES) + 0.5), np.inf])
+_BORDERS = np.array([-np.inf, *CLASS_BORDERS, np.inf])
 """Borders of the classes in log10(1 + n), half way between two whole numbers."""
 
 
@@ -44,7 +44,7 @@ class Classifier:
     def logits(self, table: NDArray, log_star: NDArray, band: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, 6) logarithms of the probabilities before they are calibrated."""
         if self.trees is None:
-            below = logistic.cdf(_EDGES, loc=log_star[:, None], scale=self.spread[band][:, None])
+            below = logistic.cdf(_BORDERS, loc=log_star[:, None], scale=self.spread[band][:, None])
             found = np.diff(below, axis=1)
         else:
             found = np.zeros((len(table), N_CLASSES))

@@ -58,6 +58,13 @@ class _Column:
     cmap: Colormap
     ticks: dict[float, str] | None = None
 
+    @property
+    def beyond(self) -> str:
+        """At which ends of the scale values lie beyond it; ``neither``, ``min``, ``max`` or ``both``."""
+        low, high = np.nanmin(self.values, initial=np.inf), np.nanmax(self.values, initial=-np.inf)
+        below, above = low < (self.norm.vmin or 0.0), high > (self.norm.vmax or np.inf)
+        return ("neither", "min", "max", "both")[below + 2 * above]
+
 
 def plot_map(ds: xr.Dataset, path: str | Path | None = None, truth: xr.Dataset | None = None) -> Figure:
     """Draw a density map.
@@ -140,8 +147,8 @@ def _columns(ds: xr.Dataset, true_density: NDArray[np.float64] | None) -> list[_
     known = np.isfinite(density) & (density > 0)
     relative = 100 * np.divide(error, density, out=np.full(density.shape, np.nan), where=known)
     top = float(np.nanmax(relative)) if np.isfinite(relative).any() else 1.0
-    scale_of_errors = Normalize(0, float(np.clip(top, 1.0, MOST_ERROR)), clip=True)
-    columns.append(_Column("error of the density [%]", relative, scale_of_errors, colormaps["cividis"]))
+    errors = Normalize(0, float(np.clip(top, 1.0, MOST_ERROR)))
+    columns.append(_Column("error of the density [%]", relative, errors, colormaps["cividis"]))
     return columns
 
 
@@ -204,9 +211,8 @@ def _panel(ax: Axes, ds: xr.Dataset, grid: HealpixGrid, patch: Patch, band: int,
 
 def _colour_bar(figure: Figure, column: _Column, corner: tuple[float, float], width: float, height: float) -> None:
     ax = figure.add_axes((*corner, width, 0.11 / height))
-    beyond = "max" if column.norm.clip and column.norm.vmax == MOST_ERROR else "neither"
     mappable = ScalarMappable(column.norm, column.cmap)
-    bar = figure.colorbar(mappable, cax=ax, orientation="horizontal", extend=beyond)
+    bar = figure.colorbar(mappable, cax=ax, orientation="horizontal", extend=column.beyond)
     if column.ticks is not None:
         bar.set_ticks(list(column.ticks), labels=list(column.ticks.values()))
         ax.minorticks_off()
@@ -238,6 +244,8 @@ def _header(
         lines.append("cells fade where they are partly covered")
     if (np.isnan(ds["bright_star_density"].values) & (ds["n_chips"].values > 0)).any():
         lines.append("grey: too crowded, not counted")
+    if (ds["bright_star_density"].values == 0).any():
+        lines.append("grey among the errors: no star, so no relative error")
     figure.text(0.3 / width, 1 - 0.3 / height, "Star density", fontsize=15, fontweight="bold", va="top")
     figure.text(0.3 / width, 1 - 0.65 / height, "\n".join(lines), fontsize=8.5, va="top", linespacing=1.5, color="0.2")
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csst_dask.models.density import LEAST_CHANCE, class_borders, class_log_probability, split_outputs
+from csst_dask.models.density import LEAST_CHANCE, class_log_probability, split_outputs
+from csst_dask.schema import CLASS_BORDERS
 
 Answer = dict[str, Tensor]
 """``logits`` (n, 6); ``star`` and ``bright`` (n,), log10(1 + n), dex; ``star_scale`` and ``bright_scale`` (n,), natural
@@ -64,4 +65,5 @@ def class_log_chance(answer: Answer, temperature: float = 1.0) -> Tensor:
     if "star_scale" not in answer:
         return torch.log_softmax(answer["logits"] / temperature, dim=1)
     law = torch.stack([answer["star"], answer["star_scale"] + math.log(temperature)], dim=1)
-    return torch.log_softmax(class_log_probability(law, class_borders().to(law.device), LEAST_CHANCE), dim=1)
+    borders = torch.tensor(CLASS_BORDERS, device=law.device)
+    return torch.log_softmax(class_log_probability(law, borders, LEAST_CHANCE), dim=1)

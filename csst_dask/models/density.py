@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from csst_dask.errors import ConfigError
 from csst_dask.models.classifiers import CLASSIFIERS, set_channels
 from csst_dask.models.regressor import REGRESSORS
-from csst_dask.schema import BANDS, CLASS_EDGES, N_CLASSES
+from csst_dask.schema import BANDS, CLASS_BORDERS, N_CLASSES
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -45,7 +45,7 @@ LEAST_VARIANCE = 0.01
 """Added to the variances of the standardised context, so that noise in a constant direction does not look strange."""
 LEARNED_CHANCE, LEAST_CHANCE = 1e-4, 1e-6
 """Added to the probability of every class, so that none is ever ruled out: while it is learned, so that one chip cannot
-rule the loss, and in what is told."""
+rule the loss, and in what is told then."""
 SCALES = (-5.0, 1.0)
 """Range of the natural logarithm of a scale, ln dex."""
 
@@ -98,7 +98,7 @@ class DensityNetwork(nn.Module):
         numbers = OUTPUTS["star"] + OUTPUTS["bright"]
         self.trunk = nn.Sequential(*_layer(known), *_layer(TRUNK))
         self.context_head = _head(TRUNK, numbers)
-        self.register_buffer("edges", class_borders(), persistent=False)
+        self.register_buffer("edges", torch.tensor(CLASS_BORDERS), persistent=False)
         self.looks = body is not None
         if body is not None:
             self._add_body(body, known, numbers)
@@ -179,11 +179,6 @@ def _bounded(count: Tensor) -> Tensor:
     """(n, 2) median and raw scale -> median and logarithm of the scale within `SCALES`."""
     scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.sigmoid(count[:, 1])
     return torch.stack([count[:, 0], scale], dim=1)
-
-
-def class_borders() -> Tensor:
-    """log10(1 + n) between the classes, half a star below each edge: (5,) float32."""
-    return torch.tensor(np.log10(np.asarray(CLASS_EDGES, np.float64) + 0.5), dtype=torch.float32)
 
 
 def class_log_probability(star: Tensor, edges: Tensor, least: float = LEARNED_CHANCE) -> Tensor:

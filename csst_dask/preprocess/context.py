@@ -13,8 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from csst_dask.preprocess.blocks import scaled_blocks
 from csst_dask.preprocess.histograms import ANSCOMBE, EDGES, HISTOGRAMS, block_histograms
 from csst_dask.preprocess.inputs import Bands, input_channels
-from csst_dask.preprocess.scaling import SOFTENING, checked_maps, log_spread, robust_scale, scalar_planes
-from csst_dask.preprocess.statistics import COMPACT, SHARES, STATISTICS, block_statistics
+from csst_dask.preprocess.scaling import (
+    SOFTENING,
+    TYPICAL_LOG_SIGMA,
+    checked_maps,
+    log_spread,
+    robust_scale,
+    scalar_planes,
+)
+from csst_dask.preprocess.statistics import STATISTICS, block_statistics
 from csst_dask.schema import BANDS
 
 WITH_CONTEXT = ("maps", "context")
@@ -30,7 +37,8 @@ CONTEXT = (*(f"band_{band}" for band in BANDS), "log_exptime", *STATISTICS, *HIS
 @cache
 def context_definition() -> str:
     """SHA-256 of what the numbers are; weights hold for the context that they learned from."""
-    return hashlib.sha256(json.dumps([CONTEXT, EDGES, SOFTENING, ANSCOMBE, COMPACT, SHARES]).encode()).hexdigest()
+    scales = USUAL_EXPTIME, SOFTENING, TYPICAL_LOG_SIGMA, ANSCOMBE
+    return hashlib.sha256(json.dumps([CONTEXT, EDGES, scales]).encode()).hexdigest()
 
 
 def context_length(kind: str) -> int:

@@ -6,28 +6,23 @@ is killed for memory, a rank that hangs can be killed, and torch's state never s
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from distributed import Client, Future, KilledWorker, get_worker
+from distributed import Client, Future, KilledWorker
 
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import known_workers, wait_for_workers
+from csst_dask.runners.rank_process import introduce, run_rank, signal_ranks
 
 POLL = 0.25
 """Seconds between looks at a gang."""
@@ -48,15 +43,7 @@ START = 600.0
 SILENCE = 3
 """A gang that shows none for so many timeouts has hung."""
 
-OURS = "csst-dask: "
-"""Starts the message with which a rank ends."""
-
 Progress = Callable[[int, int, int, int, float], None]
-
-_running: dict[str, subprocess.Popen] = {}
-"""Ranks of this worker, by gang and rank."""
-_over: set[str] = set()
-"""Gangs that were ended, whose ranks start too late."""
 
 
 class GangBroken(RuntimeError):
@@ -309,7 +296,7 @@ def environments(workers: Sequence[str], met: Mapping[str, Mapping[str, Any]]) -
     workers : sequence of str
         Address of the worker of each rank.
     met : mapping
-        Worker -> what `introduce` returned there.
+        Worker -> what `rank_process.introduce` returned there.
 
     Returns
     -------
@@ -328,80 +315,3 @@ def environments(workers: Sequence[str], met: Mapping[str, Mapping[str, Any]]) -
         }  # fmt: skip
         found.append({name: str(value) for name, value in environment.items()})
     return found
-
-
-def introduce() -> dict[str, Any]:
-    """A port that nobody uses on this worker's host, and which GPUs the worker sees."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return {"port": probe.getsockname()[1], "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
-
-
-def signal_ranks(gang: str, number: int) -> None:
-    """Send a signal to the ranks of a gang on this worker; after SIGKILL none starts any more."""
-    if number == signal.SIGKILL:
-        _over.add(gang)
-    for name, process in list(_running.items()):
-        if name.startswith(gang) and process.poll() is None:
-            process.send_signal(number)
-
-
-def run_rank(gang: str, spec: str, rank: int, environment: dict[str, str], told: str) -> tuple[int, str]:
-    """Run one rank under this worker and pass on what it tells.
-
-    Parameters
-    ----------
-    gang : str
-        Topic of the events that carry what it tells.
-    spec : str
-        What to do.
-    rank : int
-    environment : dict
-        Of the rank, on top of the worker's own.
-    told : str
-        Starts the lines that carry an event; what follows is JSON.
-
-    Returns
-    -------
-    status : int
-        Exit status, or minus the number of the signal that killed it.
-    text : str
-        Its last words.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "csst_dask.training.rank", spec],
-        env=os.environ | environment,
-        stdin=subprocess.PIPE,  # the rank ends when it is closed
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,  # Ctrl-C is for the client, which asks the ranks to stop
-    )  # fmt: skip
-    name, said = f"{gang}-{rank}", deque[str](maxlen=20)
-    _running[name] = process
-    try:
-        if gang in _over:
-            process.kill()
-        for line in process.stdout or ():
-            for event in events_in(line, told, said):
-                get_worker().log_event(gang, event)
-        return process.wait(), last_words(said)
-    finally:
-        process.kill()
-        process.wait()
-        _running.pop(name, None)
-
-
-def events_in(line: str, told: str, said: deque[str]) -> list[Any]:
-    """What a line of a rank tells, if it does; any other line goes to ``said``."""
-    if line.startswith(told):
-        with suppress(json.JSONDecodeError):  # somebody else wrote into the line
-            return [json.loads(line.removeprefix(told))]
-    if line.strip():
-        said.append(line.strip())
-    return []
-
-
-def last_words(said: Iterable[str]) -> str:
-    """Our own message among the lines of a process, or its last line."""
-    lines = list(said)
-    ours = [line.removeprefix(OURS) for line in lines if line.startswith(OURS)]
-    return (ours or lines or ["it said nothing"])[-1]

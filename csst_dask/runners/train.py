@@ -19,7 +19,8 @@ from distributed import Client
 from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import connect, known_workers, wait_for_workers
-from csst_dask.runners.gang import PATIENCE, events_in, last_words, train_gang
+from csst_dask.runners.gang import PATIENCE, train_gang
+from csst_dask.runners.rank_process import events_in, last_words
 from csst_dask.store.survey import locate_all
 
 if TYPE_CHECKING:

@@ -21,16 +21,15 @@ from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.alone import Died, run_alone
 from csst_dask.runners.cluster import most_workers
-from csst_dask.runners.faults import ClusterLost, Failure, Fault, TooManyFailures, classify, describe
+from csst_dask.runners.faults import Failure, Fault, TooManyFailures, classify, describe
 from csst_dask.runners.guard import Outcome, guarded
 from csst_dask.runners.stopping import Stopped, stop_requested
+from csst_dask.runners.watch import ClusterWatch
 
 LEAST = 4
 """Tasks in flight where there are hardly any workers."""
 TICK = 0.5
 """Seconds between looks at what is due while nothing arrives."""
-PROBE = 2.0
-"""Seconds between looks at the cluster."""
 MOST_LOSSES = 20
 """A task that has lost so many workers, most of them though it ran in a process of its own, is given up."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -167,19 +166,12 @@ class _Window:
     """Coroutines that fetch results, by key."""
     made: int = 0
     failed_in_row: int = 0
-    threads: int = 0
-    """Of workers that run."""
-    paused: int = 0
-    """Threads of those that take no tasks."""
     exhausted: bool = False
-    probing: bool = False
-    probed: float = field(default_factory=time.monotonic)
-    """When the scheduler answered last."""
-    manned: float = field(default_factory=time.monotonic)
-    """When a worker ran last."""
+
+    def __post_init__(self) -> None:
+        self.watch = ClusterWatch(self.client, self.limits.patience)
 
     def results(self, source: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
-        self.threads = sum(self.client.nthreads().values())
         stop_at: float | None = None
         while True:
             if reason := stop_requested():
@@ -190,7 +182,7 @@ class _Window:
                 self._fill(source)
                 if not self.pending and not self.later:
                     return
-            self._look()
+            self.watch.look()
             try:
                 key, outcome, error = self.arrived.get(timeout=TICK)
             except queue.Empty:
@@ -215,7 +207,7 @@ class _Window:
     def _fill(self, source: Iterator[Task]) -> None:
         """Submit what is due again, then new tasks, until the window is full."""
         # a cluster grows only if it is shown work for more workers than it has; those of our own have one thread each
-        size = max(self.limits.in_flight * max(self.threads, most_workers(self.client)), LEAST)
+        size = max(self.limits.in_flight * max(self.watch.threads, most_workers(self.client)), LEAST)
         room = size - len(self.pending)
         while room > 0 and self.later and self.later[0][0] <= time.monotonic():
             self._submit(heapq.heappop(self.later)[1])
@@ -330,40 +322,6 @@ class _Window:
             raise TooManyFailures(
                 f"{self.failed_in_row} tasks failed one after the other, the last with: {result.reason}"
             )
-
-    def _look(self) -> None:
-        """See now and then that there still is a cluster, and how large it is."""
-        now = time.monotonic()
-        if self.client.status in ("closing", "closed"):
-            raise ClusterLost("the scheduler is gone")
-        if self.threads:
-            self.manned = now
-        elif now - self.manned > self.limits.patience:
-            raise ClusterLost(
-                f"all workers have been paused for {now - self.manned:.0f} s, as they are when their memory is full; "
-                "give them more memory, or start them again, then run it again"
-                if self.paused
-                else f"no worker has been there for {now - self.manned:.0f} s; start workers, then run it again"
-            )
-        if now - self.probed > self.limits.patience + PROBE:
-            raise ClusterLost(
-                f"the scheduler has not answered for {now - self.probed:.0f} s; run the same command again"
-            )
-        if not self.probing and now - self.probed > PROBE:
-            self.probing = True
-            self._on_loop(self._probe)
-
-    async def _probe(self) -> None:
-        try:
-            known = await self.client.scheduler.ncores()  # type: ignore[union-attr]
-            running = await self.client.scheduler.ncores_running()  # type: ignore[union-attr]
-            self.threads = sum(running.values())
-            self.paused = sum(known.values()) - self.threads
-            self.probed = time.monotonic()
-        except Exception:  # of the connection; the client finds its scheduler again, or closes
-            await asyncio.sleep(PROBE)
-        finally:
-            self.probing = False
 
 
 def _pause(before: int) -> float:

@@ -104,5 +104,6 @@ def describe_hardware(device: torch.device, ranks: int = 1) -> str:
     """Class of what a training runs on."""
     if device.type == "cuda":
         return f"{ranks} x {torch.cuda.get_device_name(device)}"
-    each = f"{torch.get_num_threads()} threads of a {platform.machine()} processor"
+    threads = torch.get_num_threads()
+    each = f"{threads} {'thread' if threads == 1 else 'threads'} of {platform.machine()} cores"
     return each if ranks == 1 else f"{ranks} processes with {each}"

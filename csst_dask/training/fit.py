@@ -66,8 +66,8 @@ def fit(
     progress : callable, optional
         Called after every step of the first rank.
     threads : int, optional
-        CPU threads of torch meanwhile; by default one for a network without maps, else one for each core that this
-        process may use, shared among the ranks here.
+        CPU threads of torch meanwhile; by default one for each core that this process may use, shared among the ranks
+        here. A network without maps takes one.
     device : str, optional
         By default ``cuda`` where there is one, else ``cpu``.
     crowded : bool
@@ -95,7 +95,7 @@ def fit(
     """
     run, out = plan_run(task_named(task), samples, split, config, crowded), Path(out)
     checkpoint, weights = out / "checkpoint.pt", out / f"{task}.safetensors"
-    with _threads(threads or _useful_threads(run)):
+    with _threads(_useful_threads(run, threads)):
         with joined(device, config.timeout) as ranks:
             alive()
             state = ranks.share(partial(load_checkpoint, checkpoint, run.fingerprint_beside))
@@ -185,10 +185,12 @@ def _watched() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _useful_threads(run: Run) -> int:
+def _useful_threads(run: Run, wanted: int | None) -> int:
     """One for networks without maps, whose steps are too small to share; else a rank's share of the cores."""
     if not run.network["channels"]:
         return 1
+    if wanted:
+        return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
