@@ -227,6 +227,40 @@ def test_gpus_are_asked_for_and_given(slurm, tmp_path, monkeypatch):
         check_job(jobs(gpus=GPUS + 1))
 
 
+DASK = """#!/bin/bash
+if [ "$1 $2" = "cuda worker" ]; then
+    echo "$CUDA_VISIBLE_DEVICES $*" > "$SEEN"
+    shift 2
+    exec {real}/dask worker --nworkers {gpus} "$@"
+fi
+exec {real}/dask "$@"
+"""
+
+
+def test_a_job_with_gpus_has_a_cuda_worker_for_each(slurm, tmp_path, exposures, weights, undisturbed):
+    """The script starts what it should, and the run is complete; ordinary workers stand in for those of dask-cuda."""
+    real, stand_in, seen = Path(sys.executable).parent, tmp_path / "bin", tmp_path / "seen"
+    stand_in.mkdir()
+    (stand_in / "dask").write_text(DASK.format(real=real, gpus=GPUS))
+    for name in ("python", "csst-dask"):
+        (stand_in / name).write_text(f'#!/bin/bash\nexec {real}/{name} "$@"\n')
+    for path in stand_in.iterdir():
+        path.chmod(0o755)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "dask_cuda.py").touch()
+    environment = {"CSST_DASK_BIN": str(stand_in), "PYTHONPATH": str(tmp_path / "modules"), "SEEN": str(seen)}
+    options = ("--nodes=1", "--ntasks=1", "--cpus-per-task=2", f"--gpus-per-node={GPUS}", "--mem-per-cpu=2G")
+    config = configuration(tmp_path, exposures, weights)
+    job = slurm.submit(tmp_path, *options, str(SCRIPTS / "run.sbatch"), str(config), **environment)
+    assert slurm.wait(job) == ("COMPLETED", 0), output(tmp_path)
+    visible, *words = seen.read_text().split()
+    assert visible == "0,1"
+    assert words[:2] == ["cuda", "worker"]
+    assert words[words.index("--memory-limit") + 1] == f"{2 * 2048 // GPUS}MiB"
+    assert "--nworkers" not in words, "dask-cuda starts one for each GPU by itself"
+    assert_same_run(undisturbed, tmp_path)
+
+
 @pytest.mark.parametrize("script", ["train.sbatch", "train_torchrun.sbatch"])
 def test_training_in_a_job(slurm, tmp_path, training_store, script):
     config = tmp_path / "train.yaml"
