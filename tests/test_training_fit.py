@@ -217,6 +217,13 @@ def test_global_state_is_left_alone(samples, tmp_path):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(("arch", "expected"), [("perceptron", 1), ("resnet18", 3)])
+def test_small_steps_are_not_shared_among_threads(samples, tmp_path, arch, expected):
+    seen, config = set(), CONFIG.model_copy(update={"arch": arch})
+    fit("classifier", samples, SPLIT, config, tmp_path, lambda *_: seen.add(torch.get_num_threads()), threads=3)
+    assert seen == {expected}
+
+
 def test_the_paper_recipe_trains_on_its_own_inputs_with_class_five_if_asked(samples, tmp_path):
     config = CONFIG.model_copy(update={"recipe": "paper", "epochs": 1})
     result = fit("regressor", samples, SPLIT, config, tmp_path, threads=1, crowded=True)
