@@ -339,11 +339,22 @@ def test_options_reach_the_sky():
     assert all(e.ghosts and e.cosmic_rays and e.defects and e.distortion > 0 for e in full)
 
 
+@pytest.mark.parametrize("physics", ["nominal", "randomised", "off-nominal"])
+def test_to_the_depth_of_the_catalogue_nothing_but_the_limit_changes(physics):
+    ends, goes_on = (
+        plan(physics=physics, depth=depth, exposures=8, seed=3) for depth in ("catalogue", "paper")
+    )  # fmt: skip
+    assert {exposure.sky.limit for exposure in ends} == {STAR_LIMIT}
+    for one, other in zip(ends, goes_on, strict=True):
+        assert replace(one, sky=replace(one.sky, limit=other.sky.limit)) == other
+    assert (physics == "nominal") == (ends == goes_on)
+
+
 def test_options_do_not_move_the_pointings():
     places = [(e.ra, e.dec, e.theta, e.sky.density) for e in plan(seed=6, exposures=19)]
     for other in (
         {"galaxies": False}, {"trails": False}, {"cosmic_rays": False}, {"clusters": True}, {"distortion": True},
-        {"exptime": 300}, {"partial": 0.5}, {"depth": "deep"},
+        {"exptime": 300}, {"partial": 0.5}, {"depth": "deep"}, {"depth": "catalogue"},
     ):  # fmt: skip
         assert [(e.ra, e.dec, e.theta, e.sky.density) for e in plan(seed=6, exposures=19, **other)] == places, other
 

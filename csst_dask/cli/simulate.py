@@ -26,6 +26,7 @@ class Depth(StrEnum):
     """How faint stars are rendered."""
 
     paper = "paper"
+    catalogue = "catalogue"
     deep = "deep"
 
 

@@ -34,8 +34,9 @@ class SimulationConfig(Section):
     """Exposure time, s."""
     star_counts: tuple[NonNegativeInt, ...] | None = None
     """Expected stars per detector for each exposure in turn: the model's density is scaled to them."""
-    depth: Literal["paper", "deep"] = "paper"
-    """``deep`` also renders stars beyond the catalogue's limit, and dwarf galaxies and clusters in full."""
+    depth: Literal["paper", "catalogue", "deep"] = "paper"
+    """``paper`` renders stars as faint as the physics say, ``catalogue`` none beyond the catalogue's limit whatever the
+    physics, ``deep`` many more, and dwarf galaxies and clusters in full."""
     physics: Literal["nominal", "randomised", "off-nominal"] = "nominal"
     """Whether the laws of the sky and the instrument are drawn anew for each pointing, and how far from nominal."""
     galaxies: bool = True

@@ -166,14 +166,13 @@ def _common_sky(config: SimulationConfig) -> SkyPhysics:
 
 def _with_options(sky: SkyPhysics, config: SimulationConfig) -> SkyPhysics:
     """The choices of a configuration that concern the sky."""
-    deep = config.depth == "deep"
     if config.clusters:
         sky = replace(sky, systems=sky.systems + CLUSTERS)
     if not config.galaxies:
         sky = replace(sky, galaxies=0.0)
-    if deep:
+    if config.depth == "deep":
         return replace(sky, limit=max(sky.limit, DEEP_LIMIT), members=True)
-    return sky if config.physics != "nominal" else replace(sky, limit=STAR_LIMIT)
+    return replace(sky, limit=STAR_LIMIT) if config.depth == "catalogue" else sky
 
 
 def _field_cell(ra: float, dec: float) -> int:
