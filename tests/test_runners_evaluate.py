@@ -18,6 +18,7 @@ from csst_dask.runners import evaluate
 from csst_dask.runners.chips import simulate_to_store
 from csst_dask.runners.collect import collect
 from csst_dask.runners.evaluate import judge_store, judge_weights
+from csst_dask.runners.kept import KeptResults
 from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.window import Task
@@ -195,3 +196,46 @@ def test_a_judgement_that_would_lack_chips_ends_as_the_configuration_says(client
     with pytest.raises(RunEnded, match=r"^judge of chip-0 failed: ValueError: always$"):
         collect(client, "judge", fail, tasks, rows, None, ExecutionConfig(retries=0))
     assert (tmp_path / "tries").read_text() == "x"
+
+
+def count_up(marks, number):
+    """A result of every kind that tasks give; the task of 2 fails as long as the file ``bad`` is there."""
+    folder = Path(marks)
+    with (folder / "tries").open("a") as file:
+        file.write(f"{number} ")
+    if number == 2 and (folder / "bad").exists():
+        raise ValueError("bad")
+    return {"counts": np.array([{"bright": float(number), "ratio": float("nan")}], object), "seconds": np.array([0.5])}
+
+
+def test_a_judgement_that_is_interrupted_goes_on_to_the_same_end(client, tmp_path):
+    rows = np.arange(5)
+    tasks = [Task(f"chip-{row}", (str(tmp_path), int(row)), np.array([row])) for row in rows]
+    settings = ExecutionConfig(retries=0)
+    (tmp_path / "bad").touch()
+    with pytest.raises(RunEnded):
+        collect(client, "judge", count_up, tasks, rows, None, settings, KeptResults(tmp_path / "kept", "these"))
+    done = [row for row in rows if KeptResults(tmp_path / "kept", "these").get(f"chip-{row}") is not None]
+    assert 2 not in done
+    with (tmp_path / "kept").open("a") as file:
+        file.write('{"task": "chip-2", "fou')  # a kill in the middle of a line
+    (tmp_path / "bad").unlink()
+    (tmp_path / "tries").unlink()
+    kept = KeptResults(tmp_path / "kept", "these")
+    found = collect(client, "judge", count_up, tasks, rows, None, settings, kept)
+    assert set(map(int, (tmp_path / "tries").read_text().split())) == set(rows.tolist()) - set(done)
+    undisturbed = collect(client, "judge", count_up, tasks, rows, None, settings)
+    for name, values in undisturbed.items():
+        assert repr(found[name].tolist()) == repr(values.tolist())
+    (tmp_path / "tries").unlink()
+    again = collect(client, "judge", count_up, tasks, rows, None, settings, KeptResults(tmp_path / "kept", "these"))
+    assert repr(again) == repr(found)
+    assert not (tmp_path / "tries").exists()
+
+
+def test_results_of_something_else_are_not_taken(tmp_path):
+    KeptResults(tmp_path / "kept", "these").add("chip-0", {"seconds": np.array([1.0])})
+    assert KeptResults(tmp_path / "kept", "those").get("chip-0") is None
+    assert KeptResults(tmp_path / "kept", "these").get("chip-0") is None  # the file is of those now
+    (tmp_path / "kept").write_bytes(b"\xff\x00[1]\n")
+    assert KeptResults(tmp_path / "kept", "these").get("chip-0") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +51,15 @@ COUNTS: tuple[str, ...] = (
 )
 """Numbers that `count_sources` gives: star-like sources and all sources above each signal-to-noise ratio, star-like
 ones brighter than `schema.BRIGHT_LIMIT`, and saturated ones; the saturated ones are in all of them."""
+
+
+def extraction_definition() -> str:
+    """What the counts of a frame follow from, besides its pixels: the settings above and the version of sep."""
+    settings = (
+        SIGNAL_TO_NOISE, TILE, MARGIN, MESH, THRESHOLD, LEAST_PIXELS, INNER, OUTER, LOCUS_SIGNAL, LOCUS_RANGE,
+        LOCUS_USUAL, LOCUS_WIDTH, LOCUS_BIN, GLOW, BRIGHT_LIMIT, COUNTS,
+    )  # fmt: skip
+    return json.dumps([*settings, _sep().__version__])
 
 
 def count_sources(image: NDArray[np.float32], mask: NDArray[np.uint8], exptime: float, band: str) -> dict[str, float]:

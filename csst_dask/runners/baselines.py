@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from csst_dask.config import Config, ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
+from csst_dask.evaluation.classical import extraction_definition
 from csst_dask.evaluation.cost import Cost, measure_extraction, measure_trees
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.page import EXTRACTION, TREES
@@ -19,6 +21,7 @@ from csst_dask.evaluation.tasks import count_chip, statistics_block
 from csst_dask.evaluation.trees import TreesBaseline, fit_trees, predict_trees
 from csst_dask.evaluation.truth import Truth
 from csst_dask.runners.collect import Stages, collect
+from csst_dask.runners.kept import KeptResults
 from csst_dask.runners.window import Task
 from csst_dask.schema import density_class
 
@@ -110,8 +113,12 @@ def try_extraction(
     stages: Stages | None,
     costs: bool,
     execution: ExecutionConfig | None = None,
+    folder: Path | None = None,
 ) -> tuple[dict[str, Judged], str, list[Cost]]:
-    """Source extraction judged on some chips (nothing if it cannot run), what to say of it, and its cost."""
+    """Source extraction judged on some chips (nothing if it cannot run), what to say of it, and its cost.
+
+    A folder keeps what was extracted: one that is interrupted goes on.
+    """
     learning, note = _apart(store, [truth])
     learning = learning.take(learning.column("n_bright") >= 0)
     for chips, what in ((learning, "to calibrate with"), (truth, "to judge on")):
@@ -120,7 +127,11 @@ def try_extraction(
         if len(chips) < least:
             reason = f"{len(chips)} chips {what} ({note if chips is learning else Path(chips.path).name})"
             return {}, f"No {EXTRACTION}: {reason}; it needs at least {least}.", []
-    judged, seconds = judge_extraction(client, learning, truth, stages, execution)
+    try:
+        extraction_definition()
+    except ConfigError as reason:
+        return {}, f"No {EXTRACTION}: {reason}.", []
+    judged, seconds = judge_extraction(client, learning, truth, stages, execution, folder)
     cost: list[Cost] = []
     if costs:
         exptime, band = truth.column("exptime"), truth.column("band")
@@ -137,9 +148,10 @@ def judge_extraction(
     truth: Truth,
     stages: Stages | None = None,
     execution: ExecutionConfig | None = None,
+    folder: Path | None = None,
 ) -> tuple[Judged, NDArray[np.float64]]:
     """Source extraction on chips that keep their pixels, calibrated on others; with the CPU time of each chip, s."""
-    found = [_detections(client, chips, stages, execution) for chips in (learning, truth)]
+    found = [_detections(client, chips, stages, execution, folder) for chips in (learning, truth)]
     known = (learning.column(name) for name in ("band", "n_star", "n_bright"))
     calibration = fit_calibration(found[0]["counts"].tolist(), *known)
     predicted = apply_calibration(calibration, found[1]["counts"].tolist(), truth.column("band"))
@@ -147,11 +159,17 @@ def judge_extraction(
 
 
 def _detections(
-    client: Client, chips: Truth, stages: Stages | None, execution: ExecutionConfig | None
+    client: Client, chips: Truth, stages: Stages | None, execution: ExecutionConfig | None, folder: Path | None
 ) -> dict[str, NDArray]:
+    kept = None
+    if folder is not None:
+        of = hashlib.sha256(extraction_definition().encode())
+        for name in ("source_id", "exptime", "pixel_mean", "pixel_std"):
+            of.update(repr(chips.column(name).tolist()).encode())
+        kept = KeptResults(folder / f"extracted-{of.hexdigest()[:12]}.jsonl", of.hexdigest())
     exptime, band = chips.column("exptime"), chips.column("band")
     tasks = [
         Task(f"chip-{row}", (chips.path, int(row), float(exptime[k]), str(band[k])), np.array([row]))
         for k, row in enumerate(chips.rows)
     ]
-    return collect(client, "extract", count_chip, tasks, chips.rows, stages, execution)
+    return collect(client, "extract", count_chip, tasks, chips.rows, stages, execution, kept)

@@ -105,13 +105,13 @@ def judge_store(
     others: list[Comparison] = []
     if pixel_stores is not None and pixels is not None:
         found, note, cost = try_extraction(
-            client, pixel_stores[0], pixels.chips, least_pixels, stages, costs, config.execution
+            client, pixel_stores[0], pixels.chips, least_pixels, stages, costs, config.execution, out
         )
         title = f"On chips that keep their pixels: {Path(pixel_stores[1]).stem}, {len(pixels.chips)} chips"
         others.append(Comparison(title, there | found, [*pixels.notes, note]))
     else:
         learn = baselines[0] if baselines else store
-        found, note, cost = try_extraction(client, learn, truth, least_pixels, stages, costs, config.execution)
+        found, note, cost = try_extraction(client, learn, truth, least_pixels, stages, costs, config.execution, out)
         methods |= found
         notes.append(note)
     principal = next(iter(methods.values()))
