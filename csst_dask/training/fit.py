@@ -71,7 +71,8 @@ def fit(
     device : str, optional
         By default ``cuda`` where there is one, else ``cpu``.
     crowded : bool
-        Let the regressor learn from class 5 too, which inference bypasses.
+        Let the regressor learn from class 5 too, which inference bypasses, and calibrate and measure it there. By the
+        recipe ``csst`` it learns from it anyway.
     data, command : str
         Where the samples come from and how to repeat this, for the model card.
     inputs : Path, optional

@@ -163,7 +163,7 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
         Rows of the three sets, before those that the task cannot use are left out.
     config : TrainingConfig
     crowded : bool
-        Let the regressor learn from class 5.
+        Let the regressor learn from class 5, and calibrate and measure it there, whatever the recipe says.
 
     Returns
     -------
@@ -180,12 +180,17 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"
         )
-    usable = task.usable(samples, crowded) & np.isin(samples.band, config.bands)
-    kept = Split(*(rows[usable[rows]] for rows in (split.train, split.validation, split.test)))
+    learns = crowded or (recipe.crowded and task.name == "regressor")
+    wanted = np.isin(samples.band, config.bands)
+    learned, judged = (task.usable(samples, allowed) & wanted for allowed in (learns, crowded))
+    kept = Split(*(
+        rows[usable[rows]]
+        for rows, usable in ((split.train, learned), (split.validation, judged), (split.test, judged))
+    ))  # fmt: skip
     sizes = {name: len(getattr(kept, name)) for name in ("train", "validation", "test")}
     if sizes["train"] < 2 or min(sizes.values()) < 1:
         raise ConfigError(
             f"a {task.name} needs at least 2 training, 1 validation and 1 test chips; found {sizes}: "
             "give a store with more chips that have truth"
         )
-    return Run(task, samples, kept, config, recipe, Targets.of(samples, crowded), crowded)
+    return Run(task, samples, kept, config, recipe, Targets.of(samples, learns), learns)
