@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csst_dask.preprocess.reduce import FrameSums, reduce_image, standardised
+from csst_dask.preprocess.reduce import FrameSums, reduce_image, sky_of_sample, standardised
 from csst_dask.schema import CHANNELS, FRAME_SHAPE
 
 
@@ -190,3 +190,32 @@ def test_full_size_error_of_the_standardised_map(case):
     assert found.maps.shape == (len(CHANNELS), 224, 224)
     sample = x[good][:: good.sum() // 1_000_000]
     assert found.sky_level == pytest.approx(np.median(sample), abs=0.02 * found.sky_sigma)
+
+
+def sky(sample):
+    return sky_of_sample(np.asarray(sample, np.float32))
+
+
+@pytest.mark.parametrize("steps", [64, 32, 16, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sky_does_not_move_with_the_steps_that_pixels_are_rounded_to(steps, seed):
+    rng = np.random.default_rng(seed)
+    level, sigma = rng.uniform(0, 1), rng.uniform(0.01, 1)
+    pixels = level + sigma * np.concatenate([rng.standard_normal(150_000), rng.exponential(20, 5000)])
+    step = sigma / steps
+    exact, found = sky(pixels), sky(np.round(pixels / step) * step)
+    assert found[0] == pytest.approx(exact[0], abs=0.003 * sigma)
+    # rounding adds a twelfth of the squared step to the variance (Sheppard 1898)
+    assert found[1] == pytest.approx(exact[1] * np.sqrt(1 + 1 / (12 * steps**2)), rel=0.004)
+
+
+def test_pixels_that_were_not_rounded_have_their_median_and_mad():
+    pixels = frame((301, 300)).ravel()
+    half = np.where(np.arange(pixels.size) % 5 < 3, np.float32(0), pixels)  # its deviation is 0, not a little more
+    few = np.concatenate([pixels[:60_000], pixels[:20_000]])  # half are tied, but to one other
+    for sample in (pixels, half, few, np.full(1000, 3.0), [1.0], [1.0, 2.0]):
+        sample = np.asarray(sample, np.float32)
+        median = np.median(sample.astype(np.float64))
+        mad = np.median(np.abs(sample - np.float32(median)).astype(np.float64))
+        assert sky(sample) == pytest.approx((median, 1.4826 * mad), rel=1e-6)
+    assert np.isnan(sky([np.nan])).all()

@@ -236,20 +236,35 @@ def sky_of_sample(sample: NDArray[np.float32]) -> tuple[float, float]:
     """Median and scaled median absolute deviation of the finite pixels of a sample.
 
     Thinned evenly to between one and two times `SKY_SAMPLE` pixels where there are more (Rousseeuw & Croux 1993,
-    JASA 88, 1273).
+    JASA 88, 1273). Pixels that were rounded to steps are spread over these before, or both numbers would move in steps.
     """
     good = sample[np.isfinite(sample)]
     if good.size == 0:
         return float("nan"), float("nan")
-    good = good[:: max(1, good.size // SKY_SAMPLE)]
-    level = _median(good)
-    return level, MAD_TO_SIGMA * _median(np.abs(good - level))
+    ordered = _spread(np.sort(good[:: max(1, good.size // SKY_SAMPLE)]))
+    level = _median(ordered)
+    return level, MAD_TO_SIGMA * _median(np.sort(np.abs(ordered - level)))
 
 
-def _median(values: NDArray[np.float32]) -> float:
-    """Median of finite values; sorting is vectorised, and so a few times faster than what `numpy.median` does."""
-    ordered = np.sort(values)
+def _median(ordered: NDArray[np.floating]) -> float:
+    """Median of sorted values; sorting is vectorised, and so a few times faster than what `numpy.median` does."""
     return 0.5 * (float(ordered[(ordered.size - 1) // 2]) + float(ordered[ordered.size // 2]))
+
+
+def _spread(ordered: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Sorted values; where most are tied, each group evenly from half way to the value before to half way to the next.
+
+    So the median is that of grouped data. Where few are tied, or half are one and the same, they stay as they are.
+    """
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    count = np.diff(first, append=ordered.size)
+    if 2 * first.size > ordered.size or 2 * count.max() > ordered.size:
+        return ordered
+    values = ordered[first].astype(np.float64)
+    middle = 0.5 * (values[1:] + values[:-1])
+    edges = np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+    place = (np.arange(ordered.size) - np.repeat(first, count) + 0.5) / np.repeat(count, count)
+    return np.repeat(edges[:-1], count) + np.repeat(np.diff(edges), count) * place
 
 
 def _moved(sums: NDArray[np.float64], move: float) -> NDArray[np.float64]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csst_dask.models.files import write_atomically
+
 
 class KeptResults:
     """Results of tasks by name, a line of JSON each, after a first line that says what they are of.
@@ -24,9 +26,8 @@ class KeptResults:
 
     def __init__(self, path: Path, of: str) -> None:
         self.path, self._known = path, _read(path, of)
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [{"of": of}, *({"task": name, "found": found} for name, found in self._known.items())]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def get(self, name: str) -> dict[str, NDArray] | None:
         """Result of a task; None if it is not there."""
