@@ -8,7 +8,9 @@ from astropy.io import fits
 from csst_dask.config import Config, with_settings
 from csst_dask.maps import detector_area
 from csst_dask.preprocess import reduce_image
+from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.run import run_survey
+from csst_dask.runners.simulate import simulate_store
 from csst_dask.schema import CHANNELS, FRAME_SHAPE, density_class
 from csst_dask.store import predictions as stored
 from csst_dask.store.survey import open_survey
@@ -66,3 +68,22 @@ def test_images_to_map(client, tmp_path, write_exposures):
     summaries, _ = run_survey(client, config, silent)
     assert [summaries[name].done for name in ("ingest", "predict")] == [0, 0]
     xr.testing.assert_identical(before, xr.open_zarr(tmp_path / "map.zarr", consolidated=False).load())
+
+
+@pytest.mark.full_size
+@pytest.mark.timeout(600)
+def test_rounded_pixels_tell_the_networks_the_same(client, tmp_path):
+    found = {}
+    for pixels in ("none", "quantised"):
+        store, settings = str(tmp_path / f"{pixels}.zarr"), {"region": "demo", "detectors": (9, 24), "exposures": 3}
+        config = with_settings(Config(), {"simulation": settings, "ingest.pixels": pixels})
+        assert simulate_store(client, store, config).done == 6
+        assert predict_survey(client, store, config).done == 6
+        found[pixels] = stored.read(store).load(), open_survey(store)[["sky_level", "sky_sigma"]].load()
+    (exact, sky), (rounded, moved) = found["none"], found["quantised"]
+    np.testing.assert_array_equal(rounded["density_class"], exact["density_class"])
+    sigma = sky["sky_sigma"].values
+    np.testing.assert_allclose(moved["sky_sigma"], sigma, rtol=0.004)
+    np.testing.assert_array_less(np.abs(moved["sky_level"] - sky["sky_level"]), 0.003 * sigma)
+    counts = [np.log10(1 + one["bright_count"].values) for one in (exact, rounded)]
+    np.testing.assert_allclose(counts[1], counts[0], atol=0.03)
