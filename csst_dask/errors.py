@@ -1,5 +1,7 @@
 """What can go wrong, sorted by what the run should do about it."""
 
+import errno
+
 
 class CsstDaskError(Exception):
     """Base class. Built with one finished message, so that it survives pickling."""
@@ -15,3 +17,14 @@ class ChipRejected(CsstDaskError):
 
 class RunEnded(CsstDaskError):
     """The run ended before its work was done; what is done is recorded, and the same command goes on from there."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or somebody's share of it, is full: only a person can mend that."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def describe_error(error: BaseException) -> str:
+    """One line about an error; says what to do where that is known."""
+    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    return f"{text}; free some space, then run the same command again" if is_full(error) else text

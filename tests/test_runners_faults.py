@@ -253,19 +253,6 @@ def test_the_scheduler_is_killed(cluster, tmp_path, exposures, weights, undistur
     assert_same_run(undisturbed, folder)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, and how to give it another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    found = subprocess.run(mount, capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"no file system can be mounted here: {found.stderr.strip()}")
-    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_the_disk_is_full(small_disk, exposures, weights, undisturbed):
     disk, resize = small_disk
     folder = disk / "run"

@@ -228,6 +228,19 @@ def test_a_gang_that_breaks_again_or_falls_silent_is_given_up(client, training_s
     assert not ranks_of(tmp_path)
 
 
+def test_a_full_disk_is_told_at_once_and_more_space_lets_it_go_on(client, training_store, together, small_disk):
+    disk, resize = small_disk
+    resize("100m")
+    lines = []
+    with pytest.raises(ConfigError, match=r"No space left on device: '.*/checkpoint\.pt'; free some space"):
+        train_gang(client, spec_of(training_store, disk), 2, CONFIG.timeout, 3, tell=lines.append)
+    assert not lines
+    assert not ranks_of(disk)
+    resize("1g")
+    train_gang(client, spec_of(training_store, disk), 2, CONFIG.timeout, 0, tell=lines.append)
+    assert same_weights(disk, together)
+
+
 def test_a_wrong_setting_is_told_at_once(client, training_store, tmp_path):
     config = CONFIG.model_copy(update={"parts": 1})
     with pytest.raises(ConfigError, match=r"2 ranks .* for 1 micro-batches"):

@@ -144,15 +144,20 @@ def weights_folder(path: str | Path | None = None) -> Path:
     return folder
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file under a passing name beside it, then rename.
 
     Parameters
     ----------
     path : path
         Replaced if it exists; its folder is made.
-    data : bytes
+    data : bytes or memoryview
         Whole content.
+
+    Raises
+    ------
+    OSError
+        Names the file, also where the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,5 +168,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         passing.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         passing.unlink(missing_ok=True)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from distributed import KilledWorker
 
-from csst_dask.errors import RunEnded
+from csst_dask.errors import RunEnded, is_full
 
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors of the operating system that seldom go away by waiting."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 REMOTE = ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs", "gcsfs", "adlfs", "obstore", "urllib3", "requests")
 """Packages whose errors tell of a server or of the way to it."""
 
@@ -60,19 +58,11 @@ def classify(error: BaseException) -> Fault:
         return Fault.LOST_WORKER
     if isinstance(error, CancelledError | asyncio.CancelledError):
         return Fault.LOST_SCHEDULER
-    if isinstance(error, OSError) and (isinstance(error, PERMANENT) or error.errno in FULL):
+    if isinstance(error, PERMANENT) or is_full(error):
         return Fault.ERROR
     if isinstance(error, OSError | TimeoutError) or type(error).__module__.partition(".")[0] in REMOTE:
         return Fault.OUTAGE
     return Fault.ERROR
-
-
-def describe(error: BaseException) -> str:
-    """One line about an error; says what to do where that is known."""
-    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
-    if isinstance(error, OSError) and error.errno in FULL:
-        return f"{text}; free some space, then run the same command again"
-    return text
 
 
 @dataclass(frozen=True)

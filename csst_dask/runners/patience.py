@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from csst_dask.errors import RunEnded
-from csst_dask.runners.faults import FULL, Fault, classify, describe
+from csst_dask.errors import RunEnded, describe_error, is_full
+from csst_dask.runners.faults import Fault, classify
 from csst_dask.runners.stopping import stop_requested, wait_for_stop
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -52,7 +52,7 @@ def patiently(patience: float, function: Callable[..., T], *args: Any) -> T:
             if lost is None:
                 raise
             waited = time.monotonic() - start
-            if _is_full(error) or waited + pause > patience or stop_requested():
+            if is_full(error) or waited + pause > patience or stop_requested():
                 raise lost from error
         wait_for_stop(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -60,13 +60,9 @@ def patiently(patience: float, function: Callable[..., T], *args: Any) -> T:
 
 def lost_storage(error: Exception) -> StorageLost | None:
     """What an error means for a run if storage is its cause; else None."""
-    if _is_full(error) or classify(error) is Fault.OUTAGE:
-        return StorageLost(f"storage or the network failed: {describe(error)}")
+    if is_full(error) or classify(error) is Fault.OUTAGE:
+        return StorageLost(f"storage or the network failed: {describe_error(error)}")
     return None
-
-
-def _is_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in FULL
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from typing import Any
 from distributed import Client, Future, get_worker
 
 from csst_dask.config import ExecutionConfig
-from csst_dask.errors import ConfigError
+from csst_dask.errors import ConfigError, describe_error
 from csst_dask.runners.alone import Died, run_alone
 from csst_dask.runners.cluster import most_workers
-from csst_dask.runners.faults import Failure, Fault, TooManyFailures, classify, describe
+from csst_dask.runners.faults import Failure, Fault, TooManyFailures, classify
 from csst_dask.runners.guard import Outcome, guarded
 from csst_dask.runners.stopping import Stopped, stop_requested
 from csst_dask.runners.watch import ClusterWatch
@@ -308,7 +308,7 @@ class _Window:
             again, pause = job.errors < self.limits.retries, _pause(job.errors)
             job.errors += 1
         if not again:
-            return [] if self._split(job, alone=False) else [(job.task, Failure(describe(error)))]
+            return [] if self._split(job, alone=False) else [(job.task, Failure(describe_error(error)))]
         self._again(job, pause)
         return []
 

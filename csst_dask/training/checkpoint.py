@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from csst_dask.errors import ConfigError
+from csst_dask.models.files import write_atomically
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -21,18 +21,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path : Path
         Replaced if it exists; its folder is made.
     state : dict
-        Tensors and plain values only.
+        Tensors and plain values only; a copy of it is made in memory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    passing = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with passing.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        passing.replace(path)
-    finally:
-        passing.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # into a file it hides what the disk says
+    write_atomically(path, buffer.getbuffer())
 
 
 def tidy(path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 WRONG, STOPPED = 2, 130
-"""Exit status for a configuration error, which no restart can mend, and for a training that was asked to stop."""
+"""Exit status for what no restart can mend, a configuration error or a full disk, and for a training asked to stop."""
 
 LEASH = "CSST_DASK_LEASH"
 """Set in the environment by a parent that holds the other end of standard input: the rank ends with it."""
@@ -78,7 +78,7 @@ def main(path: str) -> int:
 def _train(path: Path) -> tuple[int, str]:
     """Exit status and what there is to say."""
     from csst_dask.config import TrainingConfig
-    from csst_dask.errors import ConfigError
+    from csst_dask.errors import ConfigError, describe_error, is_full
     from csst_dask.training import fit, load_samples
 
     spec, teller = json.loads(path.read_text()), _Teller()
@@ -90,6 +90,10 @@ def _train(path: Path) -> tuple[int, str]:
         fit(spec["task"], samples, split, config, Path(spec["out"]), teller, alive=teller.alive, **about)
     except ConfigError as error:
         return WRONG, str(error)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return WRONG, describe_error(error)
     except KeyboardInterrupt as stopped:
         return STOPPED, str(stopped) or "interrupted"
     return 0, ""
