@@ -46,8 +46,10 @@ COPIES = 4
 
 def configure(settings: dict, chips: int, visits: int, seed: int) -> Config:
     """Training section of a candidate."""
-    epochs = max(1, round(visits / chips / (COPIES if settings["recipe"] == "paper" else 1)))
-    return Config(training=TrainingConfig(**settings, epochs=epochs, chips=chips, seed=seed))
+    if settings["recipe"] == "paper" or "arch" in settings:
+        copies = COPIES if settings["recipe"] == "paper" else 1
+        settings = settings | {"epochs": max(1, round(visits / chips / copies))}
+    return Config(training=TrainingConfig(**settings, chips=chips, seed=seed))
 
 
 def curve(args: argparse.Namespace, client: Client) -> Iterator[tuple[str, int, Judged]]:

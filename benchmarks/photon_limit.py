@@ -11,6 +11,7 @@ the stars that nobody sees: methods that read one image by itself can hardly do 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from csst_dask.config import load_config
 from csst_dask.evaluation.dataset import PUBLISHED
 from csst_dask.instrument.focal_plane import DETECTORS
+from csst_dask.models.files import write_atomically
 from csst_dask.schema import BANDS, FRAME_SHAPE, N_CLASSES, STAR_LIMIT, density_class
 from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.shot import take_shot
@@ -46,11 +48,12 @@ def count_chip(exposure: Exposure, detector: int) -> list[float]:
 
 
 def count_survey(name: str, folder: Path) -> pd.DataFrame:
-    """Counts of every chip of a survey; kept in a file, a part for each 50 exposures."""
-    exposures = plan_survey(load_config(name).simulation)
+    """Counts of every chip of a survey; kept in files, one for each 50 exposures of these settings."""
+    simulation = load_config(name).simulation
+    exposures, of = plan_survey(simulation), hashlib.sha256(simulation.model_dump_json().encode()).hexdigest()[:8]
     parts = []
     for start in track(range(0, len(exposures), 50), Path(name).stem):
-        path = folder / f"{Path(name).stem}-{start}.csv"
+        path = folder / f"{Path(name).stem}-{of}-{start}.csv"
         if not path.exists():
             rows = [
                 [e.index, d, DETECTORS[d].band, *count_chip(e, d)]
@@ -58,7 +61,7 @@ def count_survey(name: str, folder: Path) -> pd.DataFrame:
                 for d in e.detectors
             ]
             frame = pd.DataFrame(rows, columns=["index", "detector", "band", "n_star", *map(str, LEVELS)])
-            frame.to_csv(path, index=False)
+            write_atomically(path, frame.to_csv(index=False).encode())
         parts.append(pd.read_csv(path))
     return pd.concat(parts, ignore_index=True)
 

@@ -193,16 +193,10 @@ def test_reliability_shows_the_table_and_the_curve(tmp_path, drawn):
     assert drawn[1].axes[0].texts[0].get_text() == "no probabilities"
 
 
-def test_learning_curves_and_budgets_show_what_they_are_given(tmp_path, drawn):
-    table = pd.DataFrame({"chips": [800, 100], "score": [0.9, 0.7], "error": [0.01, 0.02]})
-    figures_scores.plot_learning_curve({"a": table, "b": table}, tmp_path / "l.png", score="macro F1", reference=0.96)
-    axis = drawn[0].axes[0]
-    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale()) == ("training chips", "macro F1", "log")
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["100", "800"]
-    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"a", "b", "published"}
+def test_budgets_show_what_they_are_given(tmp_path, drawn):
     budget = pd.DataFrame({"noise": [0.1, 0.05], "blends": [0.02, 0.03]}, index=["NUV", "g"])
     figures_scores.plot_error_budget(budget, tmp_path / "b.png", total=pd.Series({"g": 0.06, "NUV": 0.11}))
-    axis = drawn[1].axes[0]
+    axis = drawn[0].axes[0]
     assert [bar.get_height() for bar in axis.patches] == [0.1, 0.05, 0.02, 0.03]
     assert axis.get_ylabel() == "contribution to the error, dex"
     assert [segment[0, 1] for segment in axis.collections[0].get_segments()] == [0.11, 0.06]

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 from csst_dask.cli import app
 from csst_dask.config import ExecutionConfig, build_config
 from csst_dask.errors import ConfigError, RunEnded
+from csst_dask.evaluation.cost import CostUnknown
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.page import EXTRACTION, TREES
 from csst_dask.evaluation.truth import Truth
 from csst_dask.runners import evaluate
+from csst_dask.runners.baselines import open_distinct, try_trees
 from csst_dask.runners.chips import simulate_to_store
 from csst_dask.runners.collect import collect
 from csst_dask.runners.evaluate import judge_store, judge_weights
@@ -109,7 +111,7 @@ def test_networks_and_baselines_are_judged_on_the_test_chips_that_the_weights_re
     client, store, trained, config, tmp_path, monkeypatch
 ):
     folder, split = trained
-    monkeypatch.setattr(evaluate, "_network_costs", lambda *_: [])
+    monkeypatch.setattr(evaluate, "_network_costs", lambda *_: ([], []))
     monkeypatch.setattr("csst_dask.evaluation.trees.LEAST_CHIPS", 5)
     page = judge_store(
         client, store, tmp_path / "out", config, [folder], part="test", baselines=[store], least_pixels=len(split.test)
@@ -162,6 +164,34 @@ def test_stores_with_pixels_are_a_comparison_of_their_own_and_what_cannot_run_is
     assert f"No {TREES}: they would learn from survey.zarr, 0 chips" in text
     assert "it needs at least 200" in text
     assert "do not record what they learned from" in text
+
+
+def test_networks_alone_are_judged_if_no_baseline_is_asked_for(client, store, weights, config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise CostUnknown("Measuring the cost of it failed: no GPU")
+
+    monkeypatch.setattr(evaluate, "measure_network", fail)
+    page = judge_store(client, store, tmp_path / "out", config, [weights], least_pixels=1)
+    text = page.read_text()
+    assert EXTRACTION not in text
+    assert TREES not in text
+    assert not list(page.parent.glob("extracted-*"))
+    assert "Measuring the cost of it failed: no GPU. `--no-cost` leaves costs out." in text
+    assert not (page.parent / "costs.csv").exists()
+
+
+def test_baselines_learn_from_stores_that_are_left_and_from_none_twice(client, store, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("csst_dask.evaluation.trees.LEAST_CHIPS", 5)
+    whole = Truth.open(store)
+    fields = np.unique(whole.column("field"))
+    judged, others = (whole.take(np.isin(whole.column("field"), some)) for some in (fields[:8], fields[8:]))
+    found, note, _ = try_trees(client, [judged, others], [judged], config, None, None)
+    assert len(found) == 1
+    assert "survey.zarr, 0 chips" in note
+    assert f"survey.zarr, {len(others)} chips" in note
+    assert try_trees(client, [judged], [judged], config, None, None)[0] == []
+    with pytest.raises(ConfigError, match="both have the field"):
+        open_distinct([store, store])
 
 
 def test_weights_without_a_record_have_no_test_chips(client, store, weights, config, tmp_path):

@@ -3,12 +3,14 @@ import platform
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from csst_dask.cli.training import without_folders
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models import load_weights, weights_folder
@@ -16,6 +18,8 @@ from csst_dask.preprocess.histograms import HISTOGRAMS
 from csst_dask.training import Samples, Split, cache
 from csst_dask.training import fit as fit_anywhere
 from csst_dask.training.cache import InputCache, make_block
+from csst_dask.training.recipes import task_named
+from csst_dask.training.run import plan_run
 
 CONFIG = TrainingConfig(arch="resnet18", context_epochs=1, epochs=1, batch=8, learning_rate=1e-3, seed=3)
 SPLIT = Split(np.arange(0, 24), np.arange(24, 32), np.arange(32, 40))
@@ -161,6 +165,53 @@ def test_a_finished_training_returns_at_once(samples, whole):
     assert result.weights.stat().st_mtime_ns == before
 
 
+def test_a_disk_that_fills_while_inputs_are_made_is_named(samples, small_disk):
+    disk, resize = small_disk
+    resize("64k")
+    with pytest.raises(OSError, match=r"No space left on device: '.*inputs'"):
+        InputCache.fill(disk / "inputs", samples, np.arange(40), "maps")
+    assert not list(disk.iterdir())
+    resize("2m")
+    InputCache.fill(disk / "inputs", samples, np.arange(40), "maps")
+    maps, context = InputCache.open(disk / "inputs", samples, np.arange(40)).batch(np.arange(40), torch.device("cpu"))
+    expected, of = make_block(samples, np.arange(40), "maps")
+    np.testing.assert_array_equal(maps.numpy(), expected.astype(np.float16))
+    np.testing.assert_array_equal(context.numpy(), of)
+
+
+def test_a_training_is_of_the_scalars_and_of_the_definition_of_the_context(samples, monkeypatch):
+    def fingerprint(samples):
+        return plan_run(task_named("regressor"), samples, SPLIT, CONFIG).fingerprint
+
+    before = fingerprint(samples)
+    for name, values in samples.scalars.items():
+        other = replace(samples, scalars=samples.scalars | {name: 1.01 * values})
+        assert fingerprint(other) != before, name
+    monkeypatch.setattr("csst_dask.training.run.context_definition", lambda: "another")
+    assert fingerprint(samples) != before
+
+
+def test_the_command_of_a_card_keeps_what_another_machine_understands():
+    words = [
+        "--store=/data/a.zarr",
+        "--store",
+        "/data/b.zarr",
+        "--store",
+        "s3://b/x.zarr",
+        "--config",
+        "configs/c.yaml",
+    ]
+    kept = ["--store=a.zarr", "--store", "b.zarr", "--store", "s3://b/x.zarr", "configs/c.yaml"]
+    assert [without_folders(word) for word in words] == kept
+
+
+def test_an_unknown_architecture_is_told_before_inputs_are_made(samples, tmp_path):
+    config = CONFIG.model_copy(update={"arch": "resnet43"})
+    with pytest.raises(ConfigError, match="resnet43"):
+        fit("regressor", samples, SPLIT, config, tmp_path, threads=1)
+    assert not list(tmp_path.glob("**/maps.npy"))
+
+
 def test_another_configuration_does_not_go_on_from_this_checkpoint(samples, whole):
     with pytest.raises(ConfigError, match="another folder"):
         fit("regressor", samples, SPLIT, CONFIG.model_copy(update={"seed": 4}), whole[0])
@@ -202,7 +253,7 @@ def test_the_weights_know_what_they_are(whole, samples):
 def test_the_classifier_learns(tmp_path):
     n = 240
     split = Split(np.arange(0, n - 80), np.arange(n - 80, n - 40), np.arange(n - 40, n))
-    config = CONFIG.model_copy(update={"arch": None, "context_epochs": 60, "batch": 32})
+    config = CONFIG.model_copy(update={"arch": None, "epochs": 60, "batch": 32})
     result = fit("classifier", make_samples(n), split, config, tmp_path, threads=1)
     assert load_weights(result.weights).metadata["arch"] == "perceptron"
     assert result.metrics["accuracy"][0] >= 0.8  # the commonest class would give 0.25

@@ -26,7 +26,7 @@ from csst_dask.training import FitResult, fit, load_samples
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import load_checkpoint
 from csst_dask.training.loop import Loop
-from csst_dask.training.rank import end_of, write_spec
+from csst_dask.training.rank import _known_end, end_of, write_spec
 from csst_dask.training.ranks import joined
 from csst_dask.training.recipes import task_named
 from csst_dask.training.run import plan_run
@@ -294,6 +294,16 @@ def test_torchrun_learns_the_same_and_goes_on_after_an_interruption(training_sto
     run_torchrun(spec_of(training_store, tmp_path), 2, CONFIG, lambda *step: steps.append(step))
     assert steps[0][:3] > (1, 3, 1)
     assert same_weights(together, tmp_path)
+
+
+def test_the_end_of_another_launch_of_the_same_name_is_not_taken_for_this_one(tmp_path):
+    end = tmp_path / "rank.end.json"
+    assert _known_end(end, "none") is None
+    end.write_text(json.dumps({"launch": "none", "status": 130, "text": "interrupted"}))
+    assert (_known_end(end, "none"), _known_end(end, "other")) == (130, None)
+    before = psutil.Process(os.getppid()).create_time() - 1
+    os.utime(end, (before, before))
+    assert _known_end(end, "none") is None
 
 
 def test_what_no_restart_can_mend_is_not_repeated_by_torchrun(training_store, tmp_path):

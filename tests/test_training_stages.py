@@ -8,12 +8,14 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from csst_dask.config import DOWNLOAD, TrainingConfig
+from csst_dask.config import DOWNLOAD, EPOCHS, TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.models import build_regressor
+from csst_dask.models import build_regressor, load_weights
 from csst_dask.models.density import CONTEXT_PARTS, build_density_network
+from csst_dask.runners.gang import train_gang
 from csst_dask.training import fit as fit_anywhere
 from csst_dask.training import load_samples
+from csst_dask.training.rank import write_spec
 from csst_dask.training.recipes import task_named
 from csst_dask.training.run import plan_run
 from csst_dask.training.stages import Stage, build_optimiser, build_schedule, load_pretrained, plan_stages
@@ -103,6 +105,21 @@ def test_killed_in_any_stage_it_ends_as_if_undisturbed(samples, config, whole, t
     assert result.weights.read_bytes() == whole[0].weights.read_bytes()
 
 
+def test_two_ranks_take_the_steps_of_one_in_every_stage(client, training_store, samples, config, tmp_path):
+    """With dropout and jitter; the stages freeze parameters, so that the ranks have less to tell each other."""
+    both = config.model_copy(update={"parts": 2, "timeout": 10.0})
+    alone = fit("regressor", samples, samples.split(0), both, tmp_path / "alone", threads=1)
+    spec = write_spec(
+        tmp_path / "rank.json", task="regressor", store=training_store, out=str(tmp_path / "two"), data="", command="",
+        config=both.model_dump(mode="json"),
+    )  # fmt: skip
+    train_gang(client, spec, 2, both.timeout, 0)
+    found = alone.weights, tmp_path / "two" / "regressor.safetensors"
+    one, two = (load_weights(path, "regressor").module.state_dict() for path in found)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_the_first_convolution_answers_to_equal_channels_as_to_grey(pretrained):
     """Channels that are all alike are a grey picture: the sum over the channels of a kernel stays."""
     colours, channels = resnet18(weights=None), build_regressor("resnet18", 5)
@@ -118,14 +135,17 @@ def test_stages_follow_the_configuration(config):
         Stage(30, (1.0, 0.0, 0.0)), Stage(40, (1.0, 0.3, 0.0)), Stage(70, (1.0, 0.3, 0.1)),
     )  # fmt: skip
     assert plan_stages(TrainingConfig(epochs=7), "layers") == (Stage(7),)
-    assert plan_stages(config, "") == (Stage(config.epochs),)
+    assert plan_stages(config, "") == (Stage(EPOCHS),)
 
 
 def test_what_answers_without_maps_learns_first():
     first, then = plan_stages(TrainingConfig(context_epochs=5, epochs=7), "context")
     assert (first.epochs, first.maps, then.epochs, then.maps) == (5, False, 7, True)
     assert plan_stages(TrainingConfig(context_epochs=0, epochs=7), "context") == (Stage(7),)
-    assert plan_stages(TrainingConfig(context_epochs=5, epochs=7), "context", maps=False) == (first,)
+    assert plan_stages(TrainingConfig(context_epochs=0), "context") == (Stage(EPOCHS),)
+    assert plan_stages(TrainingConfig(context_epochs=5), "context", maps=False) == (first,)
+    alone = plan_stages(TrainingConfig(context_epochs=5, epochs=7), "context", maps=False)
+    assert alone == (Stage(7, first.multipliers, maps=False),)
     module = build_density_network("resnet18", 4, 12, 0)
     build_optimiser(module, first, TrainingConfig())
     learning = {name.split(".")[0] for name, parameter in module.named_parameters() if parameter.requires_grad}

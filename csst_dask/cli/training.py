@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +51,12 @@ class Launcher(StrEnum):
     torchrun = "torchrun"
 
 
+def without_folders(word: str) -> str:
+    """A word of a command without what only one machine knows: the folders of an absolute path."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (Path(value).name if value.startswith("/") else value)
+
+
 @app.command()
 def train(
     task: Annotated[Kind, typer.Argument(help="Which network.")],
@@ -59,7 +66,9 @@ def train(
     arch: Annotated[
         str | None, typer.Option("--arch", help="Architecture, such as resnet34.", show_default=False)
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the chips.", show_default="15")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the chips.", show_default="15; a perceptron 250")
+    ] = None,
     ranks: Annotated[
         int | None,
         typer.Option("--ranks", help="Processes that train together.", show_default="one per GPU, or one"),
@@ -103,7 +112,7 @@ def train(
             if step == steps and not console.is_terminal:
                 console.print(f"epoch {epoch} of {epochs}: loss of the last step {loss:.4f}", highlight=False)
 
-        command = "csst-dask " + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:])
+        command = shlex.join(["csst-dask", *map(without_folders, sys.argv[1:])])
         result = train_network(task.value, store, out, chosen, progress, command)
     console.print(result)
 
@@ -121,7 +130,9 @@ def tune(
     epochs: Annotated[
         int | None,
         typer.Option(
-            "--epochs", help="Passes of a trial; with pretrained weights training.stage_epochs.", show_default="15"
+            "--epochs",
+            help="Passes of a trial; with pretrained weights training.stage_epochs.",
+            show_default="15; a perceptron 250",
         ),
     ] = None,
     config: ConfigOption = None,

@@ -5,6 +5,7 @@ from csst_dask.config.load import Config, build_config, load_config, with_settin
 from csst_dask.config.section import Section
 from csst_dask.config.sections import (
     DOWNLOAD,
+    EPOCHS,
     ExecutionConfig,
     InferenceConfig,
     IngestConfig,
@@ -17,6 +18,7 @@ from csst_dask.config.simulation import SimulationConfig
 
 __all__ = [
     "DOWNLOAD",
+    "EPOCHS",
     "ClusterConfig",
     "Config",
     "ExecutionConfig",

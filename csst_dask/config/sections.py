@@ -169,6 +169,10 @@ DOWNLOAD: Literal["download"] = "download"
 """Value of ``training.pretrained``."""
 
 
+EPOCHS = 15
+"""Default of ``training.epochs`` for networks that see maps."""
+
+
 class TrainingConfig(Section):
     """One network from one store."""
 
@@ -176,10 +180,11 @@ class TrainingConfig(Section):
     """Which inputs, augmentation and schedule."""
     arch: str | None = None
     """Architecture; by default a perceptron for csst, ResNet-34 and ResNet-50 for the paper's two networks."""
-    epochs: int = Field(15, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the training chips: by default `EPOCHS`, and ``context_epochs`` for a perceptron."""
     context_epochs: int = Field(250, ge=0)
-    """Epochs in which the networks of recipe csst learn from band, noise and statistics alone: all of a perceptron,
-    and those of other architectures before ``epochs`` with maps."""
+    """Epochs in which the networks of recipe csst learn from band, noise and statistics alone, before ``epochs`` with
+    maps where they see any."""
     batch: int = Field(32, ge=2)
     """Chips per step."""
     learning_rate: float = Field(1e-3, gt=0)

@@ -35,6 +35,10 @@ class Architecture:
     """With the classes in the published shares."""
     method: str = ""
     """Name of the method, where it differs."""
+    device: str = ""
+    """What it was timed on: ``cpu``, or the name of the GPU."""
+    batch: int = 0
+    """Chips of a call."""
 
 
 PUBLISHED_ARCHITECTURES = {
@@ -190,15 +194,19 @@ def architecture_table(records: Sequence[Architecture]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``method`` if any has one, ``model``, then accuracy (%), macro F1 (%), parameters (million), time (ms per image)
-        and memory (MB), each followed by its published value, the first two also ``_reweighted``; published times and
-        memory are those of another machine.
+        ``method``, ``device`` and ``batch`` if any has them, ``model``, then accuracy (%), macro F1 (%), parameters
+        (million), time (ms per image) and memory (MB), each followed by its published value, the first two also
+        ``_reweighted``; published times and memory are those of another machine.
     """
 
     rows = []
     for record in records:
         published = PUBLISHED_ARCHITECTURES.get(record.name.lower().replace("-", "").replace("_", ""))
-        row: dict[str, str | float] = {"method": record.method} if any(one.method for one in records) else {}
+        row: dict[str, str | float] = {
+            name: getattr(record, name)
+            for name in ("method", "device", "batch")
+            if any(getattr(one, name) for one in records)
+        }
         row["model"] = published.name if published else record.name
         ours, theirs = _cells(record), _cells(published)
         for name in ours:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from csst_dask.schema import REDUCED_SHAPE
+from csst_dask.schema import CHANNELS, REDUCED_SHAPE
 
 REPEATS, SECONDS = 20, 5.0
 """A time is the median of at most so many calls, and of fewer once they took so long, s."""
@@ -49,8 +49,20 @@ class Cost:
     batch: int
 
 
+class CostUnknown(RuntimeError):
+    """A cost could not be measured."""
+
+
+def try_cost(measure: Callable[..., Cost], method: str, *request: Any) -> tuple[list[Cost], list[str]]:
+    """The cost of a method, or what to say instead: a judgement does not fail for it."""
+    try:
+        return [measure(method, *request)], []
+    except CostUnknown as reason:
+        return [], [f"{reason}. `--no-cost` leaves costs out."]
+
+
 def measure_network(method: str, path: Path, batch: int, device: str = "cpu", threads: int = 1) -> Cost:
-    """Measure the forward pass of a network, from inputs to answers.
+    """Measure a network from reduced maps, as a store keeps them, to answers.
 
     Parameters
     ----------
@@ -70,7 +82,7 @@ def measure_network(method: str, path: Path, batch: int, device: str = "cpu", th
 
     Raises
     ------
-    RuntimeError
+    CostUnknown
         If the process that measures fails.
     """
     return _measure(method, threads, kind="network", path=str(path), batch=batch, device=device)
@@ -102,14 +114,14 @@ def describe_machine() -> str:
 
 
 def _measure(method: str, threads: int, **request: Any) -> Cost:
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
     done = subprocess.run(
         [sys.executable, "-m", "csst_dask.evaluation.cost"], input=json.dumps({**request, "threads": threads}),
         capture_output=True, text=True, env=os.environ | limits, check=False,
     )  # fmt: skip
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise RuntimeError(f"measuring the cost of {method} failed: {reason[0]}")
+        raise CostUnknown(f"Measuring the cost of {method} failed: {reason[0]}")
     return Cost(method=method, threads=threads, **json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -118,22 +130,23 @@ def _network(path: str, batch: int, device: str, threads: int) -> dict[str, Any]
 
     from csst_dask.models.decode import ask
     from csst_dask.models.weights import load_weights
-    from csst_dask.preprocess.context import context_length
+    from csst_dask.preprocess.context import make_context
+    from csst_dask.preprocess.inputs import SCALARS, make_inputs
 
     torch.set_num_threads(threads)
     model = load_weights(path)
     module, on_gpu = model.module.to(device), device.startswith("cuda")
-    maps = torch.randn(batch, model.metadata["channels"], *REDUCED_SHAPE, device=device)
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    context = torch.zeros(batch, context_length(model.inputs), device=device)
+    reduced = np.random.default_rng(0).gamma(1.0, size=(batch, len(CHANNELS), *REDUCED_SHAPE)).astype(np.float32)
+    chips = model.inputs, reduced, dict.fromkeys(SCALARS, np.ones(batch)), ["g"] * batch
 
-    def forward() -> None:
+    def answer() -> None:
+        maps, context = (torch.from_numpy(make(*chips)).to(device) for make in (make_inputs, make_context))
         with torch.inference_mode():
-            ask(module, model.metadata, maps, context)
+            ask(module, model.metadata, maps.contiguous(memory_format=torch.channels_last), context)
         if on_gpu:
             torch.cuda.synchronize()
 
-    found = _time(forward, batch)
+    found = _time(answer, batch)
     if on_gpu:
         found |= {"memory_mb": torch.cuda.max_memory_allocated() / 1e6, "device": torch.cuda.get_device_name()}
     parameters = sum(tensor.numel() for tensor in module.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -167,44 +166,6 @@ def plot_reliability(judged: Judged, path: Path) -> None:
     tidy(below)
     tidy(right, "selective accuracy")
     left.tick_params(labelbottom=False)
-    save(figure, path)
-
-
-def plot_learning_curve(
-    series: Mapping[str, pd.DataFrame], path: Path, *, score: str = "accuracy", reference: float | None = None
-) -> None:
-    """Draw a score against the number of chips that were learned from.
-
-    Parameters
-    ----------
-    series : mapping of str to pandas.DataFrame
-        Name to a table with ``chips``, ``score`` and its standard ``error``.
-    path : Path
-        PNG.
-    score : str
-        What the score is, with its unit.
-    reference : float, optional
-        Published score, drawn as a line.
-    """
-    figure = Figure(figsize=(5.8, 3.9), layout="constrained")
-    axis = figure.subplots()
-    sizes = sorted({int(n) for table in series.values() for n in table["chips"]})
-    for i, (name, table) in enumerate(series.items()):
-        colour, marker = SERIES[i % len(SERIES)]
-        rows = table.sort_values("chips")
-        shift = 1.012 ** (i - (len(series) - 1) / 2)
-        axis.errorbar(
-            shift * rows["chips"], rows["score"], rows["error"], fmt=f"{marker}-", color=colour, ms=5, lw=1.2,
-            capsize=2, label=name,
-        )  # fmt: skip
-    if reference is not None:
-        axis.axhline(reference, color=QUIET, lw=1, ls="--", label="published")
-    axis.set(xscale="log", xlabel="training chips", ylabel=score)
-    axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.grid(axis="y", color=QUIET, alpha=0.25, lw=0.6)
-    axis.legend(frameon=False, fontsize=8)
-    tidy(axis, f"{score} against the size of the training set")
     save(figure, path)
 
 

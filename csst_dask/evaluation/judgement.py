@@ -110,13 +110,15 @@ def write_judgement(
     if logs:
         page.say("## Training")
         plot_losses({key: pd.read_csv(path) for key, path in logs.items()}, page.picture("losses", LOSSES))
-    _published(page, methods, costs, machine, others)
+    _published(page, methods, costs, machine)
     for other in list(methods)[1:]:
         show_other(page, other, methods[other])
     for comparison in others:
         _check(comparison.methods)
         page.say(f"## {comparison.title}", *comparison.notes)
-        _comparison(page, comparison.methods, slug(comparison.title))
+        prefix = slug(comparison.title)
+        _comparison(page, comparison.methods, prefix)
+        _architectures(page, comparison.methods, costs, f"{prefix}_table4")
     return page.write()
 
 
@@ -129,13 +131,14 @@ PERFORMANCE = (
 )
 ARCHITECTURES = (
     "Methods as in Table 4 of Lai et al. (2026), measured, and published where the architecture is in that table; "
-    "reweighted: with the classes in the published shares. Published times and memory are those of another machine, "
-    "and its times include reading"
+    "reweighted: with the classes in the published shares. How times and memory are measured is said at the table of "
+    "costs. Published ones are those of another machine, and its times include reading"
 )
 COSTS = (
-    "Every part in a process of its own on: {}. Networks: a forward pass from inputs to answers; trees: from the "
-    "statistics of the maps; source extraction: from pixels. Time is the median of warm calls, memory the highest "
-    "resident memory of the process (of the allocator on a GPU), the program itself included"
+    "Every part in a process of its own on: {}. Networks: from the reduced maps of a batch to answers, the statistics "
+    "that they ask for included; trees: from statistics that are there already; source extraction: from the pixels of "
+    "one chip, once. Time is the median of warm calls of the others, memory the highest resident memory of the process "
+    "(of the allocator on a GPU), the program itself included"
 )
 
 
@@ -191,20 +194,26 @@ COMPARED = (
 )
 
 
-def _published(
-    page: Page, methods: Mapping[str, Judged], costs: Sequence[Cost], machine: str, others: Sequence[Comparison]
-) -> None:
+def _published(page: Page, methods: Mapping[str, Judged], costs: Sequence[Cost], machine: str) -> None:
     page.say("## The published tables")
     judged = next(iter(methods.values()))
     for weighting, name in zip(WEIGHTINGS, ("table5", "table5_reweighted"), strict=True):
         how = "as they come" if weighting == "flat" else "with the classes in the published shares"
         page.show(name, performance_table(judged, weighting), PERFORMANCE.format(how))
-    everyone = {name: judged for other in reversed(others) for name, judged in other.methods.items()} | dict(methods)
-    records = [_architecture(cost, everyone[cost.method]) for cost in costs if cost.part != "regressor"]
-    if records:
-        page.show("table4", architecture_table(records), ARCHITECTURES)
+    _architectures(page, methods, costs, "table4")
     if costs:
         page.show("costs", pd.DataFrame(asdict(cost) for cost in costs), COSTS.format(machine or "this machine"))
+
+
+def _architectures(page: Page, methods: Mapping[str, Judged], costs: Sequence[Cost], name: str) -> None:
+    """Table 4, of methods that were judged on the same chips."""
+    records = [
+        _architecture(cost, methods[cost.method])
+        for cost in costs
+        if cost.part != "regressor" and cost.method in methods
+    ]
+    if records:
+        page.show(name, architecture_table(records), ARCHITECTURES)
 
 
 def _architecture(cost: Cost, judged: Judged) -> Architecture:
@@ -213,5 +222,6 @@ def _architecture(cost: Cost, judged: Judged) -> Architecture:
     accuracy, macro_f1 = (float(flat[name][0]) for name in ("accuracy", "macro_f1"))
     return Architecture(
         cost.model, accuracy, macro_f1, cost.parameters, cost.ms_per_image, cost.memory_mb,
-        float(other["accuracy"][0]), float(other["macro_f1"][0]), cost.method,
+        float(other["accuracy"][0]), float(other["macro_f1"][0]), cost.method, cost.device,
+        cost.batch,
     )  # fmt: skip

@@ -67,4 +67,4 @@ def joint_table(judged: Judged, joint: Joint, draws: int = DRAWS) -> pd.DataFram
 
 def class_of(log_star: NDArray[np.float64]) -> NDArray[np.int64]:
     """Density class in which log10(1 + stars) lies; halfway between two counts, the class of the larger one begins."""
-    return np.searchsorted(CLASS_BORDERS, log_star)
+    return np.searchsorted(CLASS_BORDERS, log_star, side="right")

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from csst_dask.evaluation.trust import SLACK
 from csst_dask.metrics import accuracy, dex_errors
 from csst_dask.schema import BANDS, density_class
 
@@ -62,9 +63,8 @@ def measure(table: pd.DataFrame) -> dict[str, float]:
             np.log10(1 + counted["n_bright"].to_numpy(float)),
             np.log10(1 + counted["bright_count"].to_numpy(float)),
         )
-        inside = (counted["n_bright"] >= np.floor(counted["bright_lower"])) & (
-            counted["n_bright"] <= np.ceil(counted["bright_upper"])
-        )
+        lower, upper = (np.log10(1 + counted[f"bright_{side}"].to_numpy(float)) for side in ("lower", "upper"))
+        inside = (truth >= lower - SLACK) & (truth <= upper + SLACK)
         found["bright_mae_dex"] = dex_errors(truth, count).mae
         found["interval_coverage"] = float(inside.mean())
     return found

@@ -178,7 +178,7 @@ def _assemble(models: TwoStage, found: dict[str, NDArray], band: Sequence[str]) 
         model.task: found.get(f"{model.task}_strangeness", nothing) > model.metadata.get("strangeness_limit", np.inf)
         for model in (models.classifier, models.regressor)
     }
-    # the regressor learns from no crowded chip, and has no say where it is bypassed
+    # the regressor's limit follows from chips below class 5, and it is bypassed there
     unlike = strange["classifier"] | (strange["regressor"] & (classes != CROWDED))
     return {
         "class_probability": probability,

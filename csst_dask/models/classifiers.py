@@ -117,7 +117,7 @@ def set_channels(network: nn.Module, channels: int) -> nn.Module:
     Returns
     -------
     torch.nn.Module
-        The same network; its first convolution is drawn anew, if it had another number of channels.
+        The same network; its first convolution is drawn anew.
 
     Raises
     ------

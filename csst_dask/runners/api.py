@@ -169,7 +169,7 @@ def simulate(
 
 
 def train(task: str, survey: xr.Dataset | str | Path, out: str | Path, **settings: Any) -> FitResult:
-    """Train a network from a survey store with truth, in this process.
+    """Train a network from a survey store with truth: in this process, or with a rank for each of several GPUs.
 
     Parameters
     ----------

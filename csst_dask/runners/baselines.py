@@ -14,7 +14,7 @@ from csst_dask.config import Config, ExecutionConfig
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
 from csst_dask.evaluation.classical import extraction_definition
-from csst_dask.evaluation.cost import Cost, measure_extraction, measure_trees
+from csst_dask.evaluation.cost import Cost, measure_extraction, measure_trees, try_cost
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.page import EXTRACTION, TREES
 from csst_dask.evaluation.tasks import count_chip, statistics_block
@@ -32,23 +32,45 @@ LEAST_PIXELS = 200
 """Chips that keep their pixels, to calibrate with and to judge on, that the classical baseline needs."""
 
 
-def _apart(store: str, judged: Sequence[Truth]) -> tuple[Truth, str]:
-    """Chips of a store to learn from: none near those that are judged. And how many were dropped."""
+MOST_CALIBRATING = 1000
+"""Chips that source extraction is calibrated with at most: a few numbers of each band are fitted, and each chip takes
+seconds."""
+
+
+def open_distinct(stores: Sequence[str]) -> list[Truth]:
+    """Chips with truth of some stores.
+
+    Raises
+    ------
+    ConfigError
+        If a store has none, or two have a field in common.
+    """
+    opened = [Truth.open(store) for store in stores]
+    for k, one in enumerate(opened):
+        for other in opened[:k]:
+            if shared := np.intersect1d(one.column("field"), other.column("field")).tolist():
+                raise ConfigError(
+                    f"{other.path} and {one.path} both have the field {shared[0]} ({len(shared)} in common): are they "
+                    "the same chips? Name each survey once"
+                )
+    return opened
+
+
+def _apart(whole: Truth, judged: Sequence[Truth]) -> tuple[Truth, str]:
+    """Chips to learn from: none near those that are judged. And how many were dropped."""
     from csst_dask.training.split import SEPARATION
 
-    whole = learning = Truth.open(store)
+    learning = whole
     for chips in judged:
         learning = learning.apart_from(chips, SEPARATION)
-    dropped = len(whole) - len(learning)
-    note = (
-        f"{Path(store).name}, {len(learning)} chips; {dropped} within {SEPARATION:g} deg of judged chips were dropped"
-    )
+    dropped, name = len(whole) - len(learning), Path(whole.path).name
+    note = f"{name}, {len(learning)} chips; {dropped} within {SEPARATION:g} deg of judged chips were dropped"
     return learning, note
 
 
 def try_trees(
     client: Client,
-    stores: Sequence[str],
+    stores: Sequence[Truth],
     judged: Sequence[Truth],
     config: Config,
     stages: Stages | None,
@@ -58,7 +80,7 @@ def try_trees(
     learning, notes = zip(*(_apart(store, judged) for store in stores), strict=True)
     note = "; ".join(notes)
     try:
-        fitted = learn_trees(client, learning, config, stages)
+        fitted = learn_trees(client, [chips for chips in learning if len(chips)], config, stages)
     except ConfigError as reason:
         return [], f"No {TREES}: they would learn from {note}; {reason}.", []
     found: list[Judged] = []
@@ -68,8 +90,8 @@ def try_trees(
         found.append(chips.judge(predict_trees(fitted, table["statistics"], chips.column("band"))))
         if folder is not None and not cost:
             folder.mkdir(parents=True, exist_ok=True)
-            cost.append(measure_trees(TREES, fitted, table["statistics"], chips.column("band"), folder))
-            note += f". The statistics take {1e3 * np.median(table['seconds']):.0f} ms a chip"
+            cost, why = try_cost(measure_trees, TREES, fitted, table["statistics"], chips.column("band"), folder)
+            note = ". ".join([note, f"The statistics take {1e3 * np.median(table['seconds']):.0f} ms a chip", *why])
     return found, f"The {TREES} learned from {note}.", cost
 
 
@@ -79,6 +101,8 @@ def learn_trees(
     """Trees and a support vector machine from the statistics of chips of some stores; a tenth (by field) calibrates."""
     from csst_dask.training.split import split_by_field
 
+    if not learning:
+        raise ConfigError("no chip is left: name a store of other sky")
     names = "field", "band", "n_star", "n_bright", "ra", "dec"
     columns = {name: np.concatenate([chips.column(name) for chips in learning]) for name in names}
     seed = config.training.seed
@@ -107,7 +131,7 @@ def measure_statistics(
 
 def try_extraction(
     client: Client,
-    store: str,
+    whole: Truth,
     truth: Truth,
     least: int,
     stages: Stages | None,
@@ -117,10 +141,14 @@ def try_extraction(
 ) -> tuple[dict[str, Judged], str, list[Cost]]:
     """Source extraction judged on some chips (nothing if it cannot run), what to say of it, and its cost.
 
-    A folder keeps what was extracted: one that is interrupted goes on.
+    It is calibrated with chips of ``whole``, `MOST_CALIBRATING` at most, spread evenly over it. A folder keeps what was
+    extracted: one that is interrupted goes on.
     """
-    learning, note = _apart(store, [truth])
+    learning, note = _apart(whole, [truth])
     learning = learning.take(learning.column("n_bright") >= 0)
+    if len(learning) > MOST_CALIBRATING:
+        note += f"; {MOST_CALIBRATING} of the others were taken"
+        learning = learning.take(np.linspace(0, len(learning) - 1, MOST_CALIBRATING).astype(int))
     for chips, what in ((learning, "to calibrate with"), (truth, "to judge on")):
         if not chips.keeps_pixels:
             return {}, f"No {EXTRACTION}: the chips {what} ({Path(chips.path).name}) keep no pixels.", []
@@ -133,13 +161,15 @@ def try_extraction(
         return {}, f"No {EXTRACTION}: {reason}.", []
     judged, seconds = judge_extraction(client, learning, truth, stages, execution, folder)
     cost: list[Cost] = []
+    why: list[str] = []
     if costs:
         exptime, band = truth.column("exptime"), truth.column("band")
         usual = int(np.argsort(seconds)[len(seconds) // 2])
         row = int(truth.rows[usual])
-        cost.append(measure_extraction(EXTRACTION, truth.path, row, float(exptime[usual]), str(band[usual])))
-    note = f"Calibrated with {note}. {EXTRACTION.capitalize()} took {seconds.mean():.2f} CPU s a chip"
-    return {EXTRACTION: judged}, f"{note}, {seconds.max():.2f} at most.", cost
+        one = EXTRACTION, truth.path, row, float(exptime[usual]), str(band[usual])
+        cost, why = try_cost(measure_extraction, *one)
+    took = f"{EXTRACTION.capitalize()} took {seconds.mean():.2f} CPU s a chip, {seconds.max():.2f} at most."
+    return {EXTRACTION: judged}, " ".join([f"Calibrated with {note}. {took}", *why]), cost
 
 
 def judge_extraction(

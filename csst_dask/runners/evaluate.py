@@ -11,7 +11,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from csst_dask.config import Config, RoutingConfig
-from csst_dask.evaluation.cost import Cost, describe_machine, measure_network
+from csst_dask.evaluation.cost import Cost, describe_machine, measure_network, try_cost
 from csst_dask.evaluation.figures import near_edge
 from csst_dask.evaluation.gates import Gates
 from csst_dask.evaluation.judged import Judged
@@ -21,7 +21,7 @@ from csst_dask.evaluation.truth import Truth
 from csst_dask.evaluation.unseen import Judgeable, choose_chips
 from csst_dask.inference.routing import gate, route
 from csst_dask.models.files import TASKS, identify_pair, read_weights
-from csst_dask.runners.baselines import LEAST_PIXELS, try_extraction, try_trees
+from csst_dask.runners.baselines import LEAST_PIXELS, open_distinct, try_extraction, try_trees
 from csst_dask.runners.collect import Stages, collect
 from csst_dask.runners.joint import estimate_jointly
 from csst_dask.runners.networks import choose_pair
@@ -63,7 +63,8 @@ def judge_store(
         One of `evaluation.unseen.PARTS`.
     baselines : sequence of str
         Stores that the baselines learn from: trees and a support vector machine on the statistics of the maps, from
-        all of them, and source extraction from the first one, where that and ``store`` keep pixels.
+        all of them, and source extraction from the first one, where that and ``store`` keep pixels. Without them, and
+        without ``pixel_stores``, networks alone are judged.
     pixel_stores : (str, str), optional
         Stores that keep pixels, for source extraction: one to calibrate with and one to judge on, where all other
         methods are judged too.
@@ -82,9 +83,10 @@ def judge_store(
     Raises
     ------
     ConfigError
-        If a store has no truth, weights are missing or damaged, or nothing may be judged.
+        If a store has no truth, weights are missing or damaged, nothing may be judged, or two of the baselines' stores
+        have a field in common.
     """
-    folders = name_methods(weights)
+    folders, learned = name_methods(weights), open_distinct(baselines)
     chosen, pixels = _choose(store, folders, part), None
     if pixel_stores is not None:
         pixels = _choose(pixel_stores[1], folders, "all")
@@ -94,10 +96,13 @@ def judge_store(
     there = {} if pixels is None else {
         name: judge_weights(client, pixels.chips, config, folder, stages) for name, folder in folders.items()
     }  # fmt: skip
-    measured = _network_costs(folders, config, out) if costs else []
-    if baselines:
+    measured: list[Cost] = []
+    if costs:
+        measured, why = _network_costs(folders, config)
+        notes += why
+    if learned:
         everything = [truth] if pixels is None else [truth, pixels.chips]
-        trees, note, cost = try_trees(client, baselines, everything, config, stages, out if costs else None)
+        trees, note, cost = try_trees(client, learned, everything, config, stages, out if costs else None)
         for place, judged in zip((methods, there), trees, strict=False):
             place[TREES] = judged
         notes.append(note)
@@ -105,19 +110,22 @@ def judge_store(
     others: list[Comparison] = []
     if pixel_stores is not None and pixels is not None:
         found, note, cost = try_extraction(
-            client, pixel_stores[0], pixels.chips, least_pixels, stages, costs, config.execution, out
+            client, Truth.open(pixel_stores[0]), pixels.chips, least_pixels, stages, costs, config.execution, out
         )
+        measured += cost
         title = f"On chips that keep their pixels: {Path(pixel_stores[1]).stem}, {len(pixels.chips)} chips"
         others.append(Comparison(title, there | found, [*pixels.notes, note]))
-    else:
-        learn = baselines[0] if baselines else store
-        found, note, cost = try_extraction(client, learn, truth, least_pixels, stages, costs, config.execution, out)
+    elif learned:
+        found, note, cost = try_extraction(
+            client, learned[0], truth, least_pixels, stages, costs, config.execution, out
+        )
         methods |= found
+        measured += cost
         notes.append(note)
     principal = next(iter(methods.values()))
     return write_judgement(
         methods, out, title=f"{Path(store).stem}: {part}", notes=notes, maps=_maps(truth, principal),
-        logs=_logs(folders), costs=measured + cost, machine=describe_machine(), others=others,
+        logs=_logs(folders), costs=measured, machine=describe_machine(), others=others,
         joint=estimate_jointly(truth, principal, config.training.seed), gates=_gates(principal, config.routing),
     )  # fmt: skip
 
@@ -163,19 +171,23 @@ def _logs(folders: dict[str, Path | None]) -> dict[str, Path]:
     }
 
 
-def _network_costs(folders: dict[str, Path | None], config: Config, out: Path) -> list[Cost]:
+def _network_costs(folders: dict[str, Path | None], config: Config) -> tuple[list[Cost], list[str]]:
+    """What the networks cost, and what could not be measured."""
     import torch
 
-    from csst_dask.inference.batching import CPU_BATCH
+    from csst_dask.inference.batching import CPU_BATCH, MAX_BATCH
 
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    batch = CPU_BATCH if config.inference.batch == "auto" else config.inference.batch
-    return [
-        measure_network(name, identify_pair(folder)[0] / f"{task}.safetensors", batch, device)
-        for name, folder in folders.items()
-        for task in TASKS
-        for device in devices
-    ]
+    batches = {"cpu": CPU_BATCH} | ({"cuda": MAX_BATCH} if torch.cuda.is_available() else {})
+    costs, notes = [], []
+    for name, folder in folders.items():
+        for task in TASKS:
+            for device, usual in batches.items():
+                batch = usual if config.inference.batch == "auto" else config.inference.batch
+                path = identify_pair(folder)[0] / f"{task}.safetensors"
+                found, why = try_cost(measure_network, name, path, batch, device)
+                costs += found
+                notes += why
+    return costs, notes
 
 
 def judge_weights(

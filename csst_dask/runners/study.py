@@ -90,8 +90,21 @@ def open_study(search: Search, place: int) -> optuna.Study:
     return optuna.load_study(
         storage=_storage(search), study_name=search.study,
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=_unjudged(search)),
     )  # fmt: skip
+
+
+def _unjudged(search: Search) -> int:
+    """Epochs in which trials cannot be told apart yet: a third of all, and all before the last stage of several.
+
+    Rates climb at first, and those of layers mean nothing as long as the layers are frozen.
+    """
+    from csst_dask.training.recipes import RECIPES, describe_network, task_named
+    from csst_dask.training.stages import plan_stages
+
+    maps = bool(describe_network(task_named(search.task), search.config)["channels"])
+    epochs = [stage.epochs for stage in plan_stages(search.config, RECIPES[search.config.recipe].staged, maps)]
+    return max(sum(epochs) // 3, sum(epochs[:-1]))
 
 
 def _storage(search: Search) -> Any:

@@ -49,7 +49,8 @@ def train_network(
         Receives checkpoints, log, weights and model card; with several ranks, all see it.
     config : Config
         Sections ``training`` and ``cluster``. On a cluster that is named, or of SLURM jobs, one rank runs there too;
-        by default there is one for each job, or for each worker with a GPU of the cluster that is named.
+        by default there is one for each job, or for each worker with a GPU of the cluster that is named; one
+        alone for a network without maps, whose steps are too small to share, unless there are jobs.
     progress : callable, optional
         Called with epoch, epochs, step, steps and loss.
     command : str
@@ -69,6 +70,7 @@ def train_network(
         If SIGINT or SIGTERM asked it to stop; a checkpoint is there.
     """
     from csst_dask.training import FitResult, fit, load_samples
+    from csst_dask.training.recipes import describe_network, task_named
 
     out, stores, training, cluster = Path(out).resolve(), locate_all(store), config.training, config.cluster
     named = cluster.scheduler or cluster.scheduler_file
@@ -81,7 +83,9 @@ def train_network(
     sizes = samples.sizes or (len(samples),)
     data = "; ".join(f"{Path(one).name}: {size} chips with truth" for one, size in zip(stores, sizes, strict=True))
     jobs = not named and cluster.slurm and (cluster.maximum or cluster.workers)
-    ranks = training.ranks or jobs or (0 if named else gpus_here() or 1)
+    alone = not describe_network(task_named(task), training)["channels"]
+    here = 0 if named else min(gpus_here(), training.batch // 2) or 1
+    ranks = training.ranks or jobs or (1 if alone else here)
     if ranks == 1 and not cluster.elsewhere:
         split = samples.split(training.seed, training.split, training.chips)
         return fit(task, samples, split, training, out, progress, data=data, command=command)
@@ -98,7 +102,7 @@ def train_network(
             own = {"workers": cluster.workers or ranks, "minimum": None, "maximum": None}
             client = connect(cluster if named else cluster.model_copy(update=own), share_gpus=True)
             try:
-                ranks = ranks or gpus_of(client) or 1
+                ranks = ranks or min(gpus_of(client), training.batch // 2) or 1
                 spec = _write_spec(training, ranks, out, task=task, store=stores, data=data, command=command)
                 train_gang(client, spec, ranks, training.timeout, training.restarts, progress)
             finally:

@@ -180,15 +180,13 @@ def identify(task: str, stores: list[str], settings: dict[str, Any]) -> dict[str
 
 
 def prepare(search: Search) -> None:
-    """Make the inputs that trials share, and build the network once to see that it can be built; runs on a worker."""
-    import torch
-
+    """See that the network can be built, and make the inputs that trials share; runs on a worker."""
     from csst_dask.training.cache import InputCache
 
     run = _plan(search.task, search.stores, search.settings)
     folder = Path(search.out) / "inputs" / run.inputs_key
+    run.draw()
     InputCache.fill(folder, run.samples, run.visited, run.inputs)
-    run.build(InputCache.open(folder, run.samples, run.visited), torch.device("cpu"))
 
 
 def run_trial(search: Search, place: int, workers: dict[str, int]) -> tuple[str, str]:

@@ -67,8 +67,9 @@ class InputCache:
         try:
             _write(passing, samples, rows, kind, alive)
             os.replace(passing, folder)
-        except OSError:
+        except OSError as error:
             if not folder.exists():  # else somebody else was faster
+                error.filename = error.filename or str(folder)
                 raise
         finally:
             shutil.rmtree(passing, ignore_errors=True)
@@ -112,13 +113,15 @@ class InputCache:
 def _write(folder: Path, samples: Samples, rows: NDArray[np.int64], kind: str, alive: Callable[[], None]) -> None:
     folder.mkdir()
     shape = (len(rows), input_channels(kind), *samples.reduced.shape[2:])
-    maps = np.lib.format.open_memmap(folder / "maps.npy", "w+", np.float16, shape)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     context = np.empty((len(rows), context_length(kind)), np.float32)
-    for start in range(0, len(rows), BLOCK):
-        block = slice(start, start + BLOCK)
-        maps[block], context[block] = make_block(samples, rows[block], kind)
-        alive()
-    maps.flush()
+    with (folder / "maps.npy").open("wb") as file:  # not mapped: a full disk would end the process by SIGBUS
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(rows), BLOCK):
+            block = slice(start, start + BLOCK)
+            maps, context[block] = make_block(samples, rows[block], kind)
+            file.write(maps.astype(np.float16).tobytes())
+            alive()
     np.save(folder / "context.npy", context)
 
 

@@ -74,7 +74,9 @@ def describe_training(run: Run, epochs: int, best: int) -> str:
     config, recipe = run.config, run.recipe
     early = ""
     if recipe.schedule == "plateau":
-        early = f", stopped after {config.patience} epochs without a better validation loss"
+        planned = sum(stage.epochs for stage in run.stages)
+        early = f", {'stopped' if epochs < planned else 'to stop'} after {config.patience} epochs without a better "
+        early += "validation loss"
     lines = [
         f"Recipe `{config.recipe}`: AdamW, batches of {config.batch}, weight decay {config.weight_decay:g}, gradients "
         f"clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. {epochs} epochs were run; the weights are "

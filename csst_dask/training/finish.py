@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from csst_dask.errors import ConfigError
 from csst_dask.metrics import accuracy, bootstrap_error, dex_errors, macro_f1
 from csst_dask.models import load_weights, residual_quantiles, round_weights, save_weights, write_model_card
 from csst_dask.models.calibrate import QUANTILES, best_temperature
@@ -86,6 +87,11 @@ class FitResult:
         ConfigError
             If the weights are gone or damaged.
         """
+        if not (out / f"{task}.safetensors").exists():
+            raise ConfigError(
+                f"{out} holds a finished training of the {task} without {task}.safetensors; put the file back, or "
+                "delete checkpoint.pt there to train anew"
+            )
         metadata = load_weights(out / f"{task}.safetensors", task).metadata
         training = metadata["training"]
         metrics = {name: (_number(value), _number(error)) for name, (value, error) in metadata["metrics"].items()}

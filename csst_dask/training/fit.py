@@ -124,23 +124,24 @@ def fit(
     return FitResult.from_folder(out, task)
 
 
-def make_inputs_of(task: str, samples: Samples, split: Split, config: TrainingConfig, inputs: Path) -> None:
-    """Make the inputs that `fit` would make, for trainings that share the folder ``inputs``."""
-    run = plan_run(task_named(task), samples, split, config)
-    InputCache.fill(inputs / run.inputs_key, run.samples, run.visited, run.inputs)
-
-
 def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None, alive: Callable[[], None]) -> Loop:
     """The first rank makes the inputs while the others wait for it."""
     config = run.config
-    parts = (state or {}).get("parts") or config.parts or ranks.world
+    stored = (state or {}).get("parts")
+    parts = stored or config.parts or ranks.world
     step = min(config.batch, run.visits)
+    if stored and ranks.world > stored:
+        raise ConfigError(
+            f"found {ranks.world} ranks for a training that began with {stored} micro-batches a step; expected no more "
+            f"ranks than these: give --ranks {stored}, or another folder to begin anew"
+        )
     if ranks.world > parts or step < 2 * parts:
         raise ConfigError(
             f"{ranks.world} ranks and {step} chips a step for {parts} micro-batches; expected no more ranks than "
             "micro-batches, of two chips at least: set training.parts and training.batch"
         )
-    fingerprint = run.fingerprint  # asks for the pretrained file, before anything is made
+    fingerprint = run.fingerprint
+    run.draw()  # tells at once of a network that cannot be
     folder = inputs / run.inputs_key
     if ranks.first:
         InputCache.fill(folder, run.samples, run.visited, run.inputs, alive)

@@ -289,5 +289,5 @@ def _precision(amp: str, device: torch.device) -> torch.dtype:
     if amp == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]

@@ -24,15 +24,13 @@ class Diverged(ConfigError):
     """The loss is no longer finite: this training cannot go on with its settings."""
 
 
-def class_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, *, count: int | None = None) -> Tensor:
-    """Cross entropy, with label smoothing if asked.
+def class_loss(logits: Tensor, target: Tensor, *, count: int | None = None) -> Tensor:
+    """Cross entropy.
 
     Parameters
     ----------
     logits : (n, classes) tensor
     target : (n,) int64 tensor
-    smoothing : float
-        Share of the label that is spread evenly over all classes, in [0, 1).
     count : int, optional
         Chips of the whole batch; by default n.
 
@@ -41,7 +39,7 @@ def class_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, *, count:
     scalar tensor
         Mean over the chips, nat.
     """
-    loss = functional.cross_entropy(logits, target, label_smoothing=smoothing, reduction="sum")
+    loss = functional.cross_entropy(logits, target, reduction="sum")
     return loss / max(1, len(target) if count is None else count)
 
 

@@ -63,16 +63,30 @@ def main(path: str) -> int:
 
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     end = end_of(Path(path))
-    if launch and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and end.exists():
-        known = json.loads(end.read_text())
-        if known["launch"] == launch:
-            return int(known["status"])
+    if launch and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        status = _known_end(end, launch)
+        if status is not None:
+            return status
     status, text = _train(Path(path))
     if status:
         print(f"csst-dask: {text}", file=sys.stderr, flush=True)
         if launch:
             write_atomically(end, json.dumps({"launch": launch, "status": status, "text": text}).encode())
     return status
+
+
+def _known_end(end: Path, launch: str) -> int | None:
+    """Exit status of a rank of this launch that no restart can help.
+
+    Launches that nobody gave a name are all called the same: an end that was written before this launcher started is
+    that of another one.
+    """
+    import psutil
+
+    if not end.exists() or end.stat().st_mtime < psutil.Process(os.getppid()).create_time():
+        return None
+    known = json.loads(end.read_text())
+    return int(known["status"]) if known["launch"] == launch else None
 
 
 def _train(path: Path) -> tuple[int, str]:

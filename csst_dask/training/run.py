@@ -18,6 +18,7 @@ from torch import nn
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models.density import DensityNetwork
+from csst_dask.preprocess.context import context_definition
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
 from csst_dask.training.samples import Samples
@@ -92,14 +93,25 @@ class Run:
         -------
         torch.nn.Module
         """
+        module = self.draw()
+        if isinstance(module, DensityNetwork):
+            module.standardise(torch.from_numpy(cache.context[cache.place[self.split.train]]))
+        return module.to(device).to(memory_format=torch.channels_last)
+
+    def draw(self) -> nn.Module:
+        """The network of `build` before it knows its inputs.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such architecture, or the pretrained weights do not fit it: known before inputs are made.
+        """
         known = self.targets.log_bright[self.split.train]
         known = known[np.isfinite(known)]
         module = new_network(self.task, self.config, float(known.mean()) if len(known) else 0.0)
-        if isinstance(module, DensityNetwork):
-            module.standardise(torch.from_numpy(cache.context[cache.place[self.split.train]]))
-        elif self.config.pretrained is not None:
+        if self.config.pretrained is not None:
             load_pretrained(module, fetch_pretrained(self.config.pretrained, self.network["arch"]))
-        return module.to(device).to(memory_format=torch.channels_last)
+        return module
 
     @cached_property
     def pretrained(self) -> str | None:
@@ -125,7 +137,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of settings, sets and truth: what a checkpoint must agree with."""
+        """SHA-256 of settings, sets, truth, scalars and definition of the context: a checkpoint must agree with it."""
         return self._digest(json.dumps(self.settings, sort_keys=True))
 
     def fingerprint_beside(self, state: Mapping[str, Any]) -> str:
@@ -148,7 +160,10 @@ class Run:
         for counts in (samples.n_star, samples.n_bright):
             digest.update(counts.astype("<i8").tobytes())
         digest.update("\n".join([*samples.band, *samples.field]).encode())
-        digest.update(samples.scalars["pixel_mean"].astype("<f8").tobytes())
+        for name, values in sorted(samples.scalars.items()):
+            digest.update(name.encode() + values.astype("<f8").tobytes())
+        if self.network["context"]:
+            digest.update(context_definition().encode())
         return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models import Weights, get_model_weights
 
-from csst_dask.config import DOWNLOAD, TrainingConfig
+from csst_dask.config import DOWNLOAD, EPOCHS, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models.density import CONTEXT_PARTS
 
@@ -55,9 +55,10 @@ def plan_stages(config: TrainingConfig, staged: str, maps: bool = True) -> tuple
     tuple of Stage
     """
     if not maps:
-        return (Stage(max(1, config.context_epochs), CONTEXT_RATES, maps=False),)
+        return (Stage(config.epochs or max(1, config.context_epochs), CONTEXT_RATES, maps=False),)
+    whole = config.epochs or EPOCHS
     if staged == "context" and config.context_epochs:
-        return Stage(config.context_epochs, CONTEXT_RATES, maps=False), Stage(config.epochs, JOINT_RATES)
+        return Stage(config.context_epochs, CONTEXT_RATES, maps=False), Stage(whole, JOINT_RATES)
     if staged == "layers" and config.pretrained is not None:
         (head, last, rest), epochs = config.layer_rates, config.stage_epochs
         return (
@@ -65,7 +66,7 @@ def plan_stages(config: TrainingConfig, staged: str, maps: bool = True) -> tuple
             Stage(epochs[1], (head, last, 0.0)),
             Stage(epochs[2], (head, last, rest)),
         )
-    return (Stage(config.epochs),)
+    return (Stage(whole),)
 
 
 def build_optimiser(module: nn.Module, stage: Stage, config: TrainingConfig) -> torch.optim.AdamW:
@@ -188,7 +189,13 @@ def fetch_pretrained(wanted: str | Path, arch: str) -> Path:
 
 def _weights_of(arch: str) -> Weights:
     """The first that torchvision published, which its papers and ours mean."""
-    return get_model_weights(arch)["IMAGENET1K_V1"]
+    try:
+        return get_model_weights(arch)["IMAGENET1K_V1"]
+    except ValueError:
+        raise ConfigError(
+            f"training.pretrained: torchvision has no weights for training.arch {arch!r}; name a network of "
+            "torchvision, such as resnet50, or leave pretrained out to train from scratch"
+        ) from None
 
 
 def checksum_pretrained(path: Path) -> str:
