@@ -192,15 +192,7 @@ def test_a_training_is_of_the_scalars_and_of_the_definition_of_the_context(sampl
 
 
 def test_the_command_of_a_card_keeps_what_another_machine_understands():
-    words = [
-        "--store=/data/a.zarr",
-        "--store",
-        "/data/b.zarr",
-        "--store",
-        "s3://b/x.zarr",
-        "--config",
-        "configs/c.yaml",
-    ]
+    words = ["--store=/data/a.zarr", "--store", "/data/b.zarr", "--store", "s3://b/x.zarr", "configs/c.yaml"]
     kept = ["--store=a.zarr", "--store", "b.zarr", "--store", "s3://b/x.zarr", "configs/c.yaml"]
     assert [without_folders(word) for word in words] == kept
 
