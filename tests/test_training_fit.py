@@ -301,3 +301,15 @@ def test_shipped_cards_describe_the_shipped_weights(task):
     assert "from scratch" in text
     for name, (value, _) in model.metadata["metrics"].items():
         assert f"| {name} | {value:.4g} |" in text
+
+
+def test_samples_in_memory_are_trained_on_without_zarr_astropy_and_dask():
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('zarr', 'astropy', 'distributed'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from csst_dask.training import Samples, Split, fit"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,10 @@ class Launcher(StrEnum):
 
     dask = "dask"
     torchrun = "torchrun"
+
+
+TELL_EVERY = 60.0
+"""Seconds after which a log hears of a long epoch."""
 
 
 def without_folders(word: str) -> str:
@@ -100,7 +105,7 @@ def train(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(f"train {task.value}", total=None)
+        bar, told = bars.add_task(f"train {task.value}", total=None), [time.monotonic()]
 
         def progress(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:
             bars.update(
@@ -109,8 +114,10 @@ def train(
                 completed=(epoch - 1) * steps + step,
                 description=f"epoch {epoch} loss {loss:.4f}",
             )
-            if step == steps and not console.is_terminal:
-                console.print(f"epoch {epoch} of {epochs}: loss of the last step {loss:.4f}", highlight=False)
+            now, over = time.monotonic(), step == steps
+            if not console.is_terminal and (over or now - told[0] >= TELL_EVERY):
+                told[0], where = now, "" if over else f", step {step} of {steps}"
+                console.print(f"epoch {epoch} of {epochs}{where}: loss of the last step {loss:.4f}", highlight=False)
 
         command = shlex.join(["csst-dask", *map(without_folders, sys.argv[1:])])
         result = train_network(task.value, store, out, chosen, progress, command)

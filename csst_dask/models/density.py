@@ -43,9 +43,10 @@ CONTEXT_LIMIT = 6.0
 """Standardised context is cut off here."""
 LEAST_VARIANCE = 0.01
 """Added to the variances of the standardised context, so that noise in a constant direction does not look strange."""
-LEARNED_CHANCE, LEAST_CHANCE = 1e-4, 1e-6
+LEARNED_CHANCE, LEAST_CHANCE = 1e-4, 1e-3
 """Added to the probability of every class, so that none is ever ruled out: while it is learned, so that one chip cannot
-rule the loss, and in what is told then."""
+rule the loss, and in what is told then. One chip in a hundred errs by many times what its law allows; with a chance as
+small as 1e-6 these few would widen the laws of all others, for no temperature can make them likely."""
 SCALES = (-5.0, 1.0)
 """Range of the natural logarithm of a scale, ln dex."""
 

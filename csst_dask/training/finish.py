@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,9 @@ def finish(
     if run.recipe.schedule == "plateau":
         best -= int(np.argmin(losses[::-1]))
     found = {part: predict_rows(run, module, device, getattr(run.split, part)) for part in ("validation", "test")}
-    metrics = _scores(run, found["test"])
-    metadata = _describe(run, metrics, len(history), best) | _calibrate(run, found["validation"])
+    calibration = _calibrate(run, found["validation"])
+    metrics = _scores(run, found["test"], calibration.get("temperature", 1.0))
+    metadata = _describe(run, metrics, len(history), best) | calibration
     weights, card = out / f"{name}.safetensors", out / f"{name}.md"
     write_model_card(
         card,
@@ -194,13 +197,13 @@ def predict_rows(
     return {name: np.concatenate(blocks) for name, blocks in found.items()}
 
 
-def _scores(run: Run, found: dict[str, NDArray]) -> dict[str, tuple[float, float]]:
+def _scores(run: Run, found: dict[str, NDArray], temperature: float) -> dict[str, tuple[float, float]]:
     rows, seed = run.split.test, run.config.seed
     groups, targets = run.samples.field[rows], run.targets
     truth: NDArray = targets.density_class[rows]
     if run.task.name == "regressor":
         truth = targets.log_bright[rows]
-    predicted = found["logits"].argmax(1) if run.task.name == "classifier" else found["bright"]
+    predicted = _chances(found, temperature).argmax(1) if run.task.name == "classifier" else found["bright"]
     return {
         name: (score(truth, predicted), bootstrap_error(score, truth, predicted, groups=groups, seed=seed))
         for name, score in SCORES[run.task.name].items()
@@ -214,15 +217,18 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
     if "strangeness" in found:
         known["strangeness_limit"] = float(np.quantile(found["strangeness"], USUAL))
     if run.task.name == "classifier":
-        answer = {key: torch.from_numpy(found[key]) for key in found.keys() & {"logits", "star", "star_scale"}}
-        known["temperature"] = best_temperature(
-            lambda temperature: class_log_chance(answer, temperature).numpy(), targets.density_class[rows]
-        )
+        known["temperature"] = best_temperature(partial(_chances, found), targets.density_class[rows])
     for name, truth in (("star", targets.log_star[rows]), ("bright", targets.log_bright[rows])):
         if name in found and (name == "star") == (run.task.name == "classifier"):
             scale = np.exp(found[f"{name}_scale"]) if f"{name}_scale" in found else None
             known[QUANTILES[name]] = residual_quantiles(truth, found[name], scale=scale)
     return known
+
+
+def _chances(found: Mapping[str, NDArray], temperature: float) -> NDArray[np.float32]:
+    """(n, 6) logarithms of the probabilities of the classes."""
+    answer = {key: torch.from_numpy(found[key]) for key in found.keys() & {"logits", "star", "star_scale"}}
+    return class_log_chance(answer, temperature).numpy()
 
 
 def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int) -> dict[str, Any]:

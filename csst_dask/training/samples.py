@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import DTypeLike, NDArray
 
 from csst_dask.errors import ConfigError
@@ -17,6 +16,9 @@ from csst_dask.preprocess.inputs import SCALARS
 from csst_dask.schema import BANDS, CHANNELS, density_class
 from csst_dask.training.record import checksum_chips
 from csst_dask.training.split import Split, some_fields, split_at_random, split_by_field
+
+if TYPE_CHECKING:
+    import zarr
 
 
 class Maps(Protocol):
@@ -169,6 +171,8 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
 
 
 def _load(store: str | Path, bands: tuple[str, ...]) -> Samples:
+    import zarr  # samples in memory are trained on without it
+
     try:
         survey = xr.open_zarr(str(store), consolidated=False, chunks=None)
     except (OSError, ValueError, KeyError) as error:
