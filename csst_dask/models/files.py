@@ -169,7 +169,8 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         passing.replace(path)
     except OSError as error:
-        error.filename = str(path)
+        if error.errno and not error.filename:  # as where a disk is full
+            error.filename = str(path)
         raise
     finally:
         passing.unlink(missing_ok=True)

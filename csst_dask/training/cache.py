@@ -69,7 +69,8 @@ class InputCache:
             os.replace(passing, folder)
         except OSError as error:
             if not folder.exists():  # else somebody else was faster
-                error.filename = error.filename or str(folder)
+                if error.errno and not error.filename:
+                    error.filename = str(folder)
                 raise
         finally:
             shutil.rmtree(passing, ignore_errors=True)
