@@ -22,7 +22,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.runners import tune
 from csst_dask.runners.alone import run_alone
 from csst_dask.runners.faults import ClusterLost
-from csst_dask.runners.study import JOURNAL, Search, create_study, open_study
+from csst_dask.runners.study import JOURNAL, Search, _unjudged, create_study, open_study
 from csst_dask.runners.tune import SPACE, search_space, settings_of, tune_network
 from csst_dask.training import fit, load_samples
 
@@ -259,3 +259,16 @@ def test_a_killed_search_goes_on_to_as_many_trials_as_asked_for(client, training
     assert trials[1].params in [trial.params for trial in trials[2:]]
     assert states_in(out) == ["COMPLETE"] * 3 + ["FAIL"]
     assert not list(out.glob("trial-*"))
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "epochs"),
+    [
+        ("classifier", {"recipe": "paper", "epochs": 30}, 10),
+        ("regressor", {"recipe": "paper", "pretrained": "resnet50.pth"}, 70),  # rates of layers act in the last stage
+        ("classifier", {"context_epochs": 240}, 80),
+        ("regressor", {"arch": "resnet18", "context_epochs": 50, "epochs": 10}, 50),
+    ],
+)
+def test_trials_are_compared_once_what_is_searched_has_acted(task, settings, epochs):
+    assert _unjudged(Search(task, [], "", settings, "", "")) == epochs

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ from csst_dask.runners.train import run_torchrun, train_network
 from csst_dask.training import FitResult, fit, load_samples
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import load_checkpoint
+from csst_dask.training.fit import _prepare
 from csst_dask.training.loop import Loop
 from csst_dask.training.rank import _known_end, end_of, write_spec
 from csst_dask.training.ranks import joined
@@ -168,6 +170,27 @@ def test_one_rank_trains_on_the_cluster_that_is_named(client, training_store, tm
     config = build_config({"training": {"launcher": "torchrun"}, "cluster": settings["cluster"]}, "test")
     with pytest.raises(ConfigError, match="torchrun"):
         train_network("regressor", training_store, tmp_path, config)
+
+
+def test_a_network_without_maps_is_not_spread_over_the_gpus(training_store, tmp_path, monkeypatch):
+    """Its steps are too small to share; one with maps gets a rank for each GPU, and at least two chips for each."""
+    monkeypatch.setattr("csst_dask.runners.train.gpus_here", lambda: 8)
+    monkeypatch.setattr("csst_dask.training.fit", lambda *_, **__: "here")
+    assert train_network("classifier", training_store, tmp_path, build_config({}, "test")) == "here"
+    maps = {"training": {"arch": "resnet18", "batch": 10, "launcher": "torchrun"}}
+    asked = []
+    monkeypatch.setattr("csst_dask.runners.train.run_torchrun", lambda spec, ranks, *_: asked.append(ranks))
+    monkeypatch.setattr(FitResult, "from_folder", lambda *_: "there")
+    assert train_network("classifier", training_store, tmp_path, build_config(maps, "test")) == "there"
+    assert asked == [5]
+
+
+def test_a_training_goes_on_with_no_more_ranks_than_it_has_micro_batches(training_store, tmp_path):
+    samples = load_samples(training_store)
+    run = plan_run(task_named("regressor"), samples, samples.split(0), CONFIG)
+    with pytest.raises(ConfigError, match=r"found 4 ranks .* began with 1 micro-batches .* give --ranks 1"):
+        _prepare(run, SimpleNamespace(world=4), tmp_path, tmp_path / "inputs", {"parts": 1}, lambda: None)
+    assert not (tmp_path / "inputs").exists()
 
 
 def test_a_rank_that_dies_or_hangs_fails_the_gang_which_starts_again(client, training_store, together, tmp_path):

@@ -45,14 +45,10 @@ def open_distinct(stores: Sequence[str]) -> list[Truth]:
     ConfigError
         If a store has none, or two have a field in common.
     """
+    from csst_dask.training.split import refuse_common_fields
+
     opened = [Truth.open(store) for store in stores]
-    for k, one in enumerate(opened):
-        for other in opened[:k]:
-            if shared := np.intersect1d(one.column("field"), other.column("field")).tolist():
-                raise ConfigError(
-                    f"{other.path} and {one.path} both have the field {shared[0]} ({len(shared)} in common): are they "
-                    "the same chips? Name each survey once"
-                )
+    refuse_common_fields(stores, [chips.column("field") for chips in opened])
     return opened
 
 

@@ -15,7 +15,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.preprocess.inputs import SCALARS
 from csst_dask.schema import BANDS, CHANNELS, density_class
 from csst_dask.training.record import checksum_chips
-from csst_dask.training.split import Split, some_fields, split_at_random, split_by_field
+from csst_dask.training.split import Split, refuse_common_fields, some_fields, split_at_random, split_by_field
 
 if TYPE_CHECKING:
     import zarr
@@ -147,16 +147,11 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
     parts = [_load(one, bands) for one in stores]
     if len(parts) == 1:
         return parts[0]
-    for k, (one, part) in enumerate(zip(stores, parts, strict=True)):
+    for one, part in zip(stores, parts, strict=True):
         if part.reduced.shape[1:] != parts[0].reduced.shape[1:]:
             found, expected = part.reduced.shape[1:], parts[0].reduced.shape[1:]
             raise ConfigError(f"the maps of {one} are {found}, those of {stores[0]} {expected}; reduce them alike")
-        for other, before in zip(stores[:k], parts[:k], strict=True):
-            if shared := np.intersect1d(part.field, before.field).tolist():
-                raise ConfigError(
-                    f"{other} and {one} both have the field {shared[0]} ({len(shared)} in common): are they the same "
-                    "chips? Name each survey once"
-                )
+    refuse_common_fields(stores, [part.field for part in parts])
 
     def joined(name: str) -> NDArray:
         return np.concatenate([getattr(part, name) for part in parts])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -119,6 +121,30 @@ def split_at_random(classes: ArrayLike, *, seed: int = 0, fractions: tuple[float
     ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(order)).astype(int)
     ends = np.clip(ends, (1, 2, 3), (len(order) - 2, len(order) - 1, len(order)))
     return Split(*(np.sort(part) for part in np.split(order, ends[:2])))
+
+
+def refuse_common_fields(names: Sequence[str | Path], fields: Sequence[NDArray]) -> None:
+    """See that no two surveys have a field in common.
+
+    Parameters
+    ----------
+    names : sequence of str or Path
+        Of the surveys.
+    fields : sequence of str arrays
+        Field of each of their chips.
+
+    Raises
+    ------
+    ConfigError
+        Names the first two that do.
+    """
+    for k, (name, field) in enumerate(zip(names, fields, strict=True)):
+        for other, before in zip(names[:k], fields[:k], strict=True):
+            if shared := np.intersect1d(field, before).tolist():
+                raise ConfigError(
+                    f"{other} and {name} both have the field {shared[0]} ({len(shared)} in common): are they the same "
+                    "chips? Name each survey once"
+                )
 
 
 def some_fields(fields: ArrayLike, rows: NDArray[np.int64], chips: int | None, *, seed: int = 0) -> NDArray[np.int64]:
