@@ -85,7 +85,8 @@ def print_summary(summaries: dict[str, Summary], outputs: dict[str, object]) -> 
         console.print(f"largest worker: {peak / 1e9:.2f} GB of memory", highlight=False)
     lost = sum(summary.effort.lost_workers for summary in {id(s.effort): s for s in summaries.values()}.values())
     if lost:
-        console.print(f"{lost} tasks lost their worker and were done again", highlight=False)
+        were = "worker was" if lost == 1 else "workers were"
+        console.print(f"{lost} {were} lost; what they had was done again", highlight=False)
     for name, summary in summaries.items():
         if summary.files:
             console.print(f"{name}: {summary.files} inputs gave no chip", highlight=False)

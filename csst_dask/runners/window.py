@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Client, Future, get_worker
+from distributed import Client, Future, KilledWorker, get_worker
 
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError, describe_error
@@ -70,7 +70,7 @@ class Effort:
     busy: float = 0.0
     """Wall time within tasks, s."""
     lost_workers: int = 0
-    """Tasks that came back because their worker had died."""
+    """Workers that died with tasks; one that Dask starts again in the place of another is another."""
     repeats: int = 0
     """Tasks that were tried again for any reason."""
 
@@ -164,6 +164,8 @@ class _Window:
     arrived: queue.SimpleQueue[tuple[str, Any, BaseException | None]] = field(default_factory=queue.SimpleQueue)
     waits: dict[str, asyncio.Task] = field(default_factory=dict)
     """Coroutines that fetch results, by key."""
+    lost: set[str] = field(default_factory=set)
+    """Workers that died; each may have held several tasks, those that it had not begun too."""
     made: int = 0
     failed_in_row: int = 0
     exhausted: bool = False
@@ -291,7 +293,9 @@ class _Window:
         if fault is not Fault.OUTAGE:
             job.outages, job.failing_since = 0, None
         if fault is Fault.LOST_WORKER:
-            self.effort.lost_workers += 1
+            if isinstance(error, KilledWorker) and error.last_worker.server_id not in self.lost:
+                self.lost.add(error.last_worker.server_id)
+                self.effort.lost_workers += 1
             job.losses += 1
             # one that loses its worker though it runs in a process of its own is not to blame
             job.suspicion = 0 if job.alone else job.suspicion + 1
