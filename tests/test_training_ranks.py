@@ -17,6 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from csst_dask.cli import app
+from csst_dask.cli.training import MEASURES
 from csst_dask.config import TrainingConfig
 from csst_dask.config.load import build_config
 from csst_dask.errors import ConfigError
@@ -301,6 +302,9 @@ def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_from_which_the_same_command_en
     assert state["step"] > 0, "the step at hand was not saved"
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0, again.output
+    for name, (value, error) in FitResult.from_folder(out, "regressor").metrics.items():
+        assert f"{MEASURES[name]}: {value:.4f} ± {error:.4f}" in again.output
+    assert str(out / "regressor.safetensors") in again.output
     assert same_weights(together, out)
 
 

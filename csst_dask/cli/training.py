@@ -55,6 +55,15 @@ class Launcher(StrEnum):
 TELL_EVERY = 60.0
 """Seconds after which a log hears of a long epoch."""
 
+MEASURES = {
+    "accuracy": "right class",
+    "macro_f1": "macro F1",
+    "mae_dex": "mean absolute error, dex",
+    "rmse_dex": "root mean square error, dex",
+    "r2": "R2",
+}
+"""Scores of a training, as they are told."""
+
 
 def without_folders(word: str) -> str:
     """A word of a command without what only one machine knows: the folders of an absolute path."""
@@ -121,7 +130,14 @@ def train(
 
         command = shlex.join(["csst-dask", *map(without_folders, sys.argv[1:])])
         result = train_network(task.value, store, out, chosen, progress, command)
-    console.print(result)
+    lines = [
+        f"{result.epochs} epochs, the weights are those of epoch {result.best_epoch}; on the test chips:",
+        *(f"  {MEASURES[name]}: {value:.4f} ± {error:.4f}" for name, (value, error) in result.metrics.items()),
+        f"weights: {result.weights}",
+        f"model card: {result.card}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -29,10 +29,10 @@ PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
 NAMES = {"bright": f"stars brighter than {BRIGHT_LIMIT}", "star": f"stars (g < {STAR_LIMIT})"}
 
 
-def plot_predicted_counts(judged: Judged, path: Path, of: str = "bright", most: float | None = None) -> None:
+def plot_predicted_counts(judged: Judged, path: Path, of: str = "bright") -> None:
     """Draw predicted against true counts, coloured by the density of points, and residuals below (Figure 9).
 
-    Axes are linear in log10(1 + n), so that 0 has a place. Points outside a panel are drawn as triangles at its
+    Axes are linear in log10(1 + n), so that 0 has a place. Residuals outside their panel are drawn as triangles at its
     border, and their number is noted.
 
     Parameters
@@ -43,21 +43,20 @@ def plot_predicted_counts(judged: Judged, path: Path, of: str = "bright", most: 
         PNG.
     of : str
         ``bright`` or ``star``.
-    most : float, optional
-        Largest count of the axes; by default that of the data.
     """
     truth, predicted = logs(judged, of)
     known = np.isfinite(truth) & np.isfinite(predicted)
     truth, predicted = truth[known], predicted[known]
-    top = float(np.log10(1 + most)) if most else float(max(truth.max(initial=1), predicted.max(initial=1))) * 1.03
-    beyond = (truth > top) | (predicted > top)
-    x, y = np.minimum(truth, top), np.minimum(predicted, top)
+    top = float(max(truth.max(initial=1), predicted.max(initial=1))) * 1.03
     figure = Figure(figsize=(6.0, 7.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
-    _points(upper, x, y, beyond, (truth <= top) & (predicted > top))
+    _points(upper, truth, predicted)
     residual = predicted - truth
     far = np.abs(residual) > RESIDUAL
-    _points(lower, x, np.clip(residual, -RESIDUAL, RESIDUAL), far | (truth > top), residual > 0)
+    _points(lower, truth[~far], residual[~far])
+    for rows, border, marker in ((residual > RESIDUAL, RESIDUAL, "^"), (residual < -RESIDUAL, -RESIDUAL, "v")):
+        where = truth[rows]
+        lower.plot(where, np.full(len(where), border), marker, color=ACCENT, ms=5, mfc="none", ls="", clip_on=False)
     line = np.linspace(0, top, 300)
     stars = 10**line - 1
     for factor, style in ((1.0, "-"), (1 + MARGIN, "--"), (1 - MARGIN, "--")):
@@ -68,8 +67,6 @@ def plot_predicted_counts(judged: Judged, path: Path, of: str = "bright", most: 
     note = [f"{len(truth):,} chips, {inside.mean():.1%} within ±{MARGIN:.0%} (dashed)" if len(truth) else "no chips"]
     if missing := int((~known).sum()):
         note.append(f"{missing:,} without count or truth")
-    if beyond.any():
-        note.append(f"{int(beyond.sum()):,} beyond the axes: at the border")
     upper.text(0.03, 0.97, "\n".join(note), transform=upper.transAxes, va="top", fontsize=8.5, color=INK, bbox=PAPER)
     if far.any():
         text = f"{int(far.sum()):,} beyond ±{RESIDUAL:g} dex: at the border"
@@ -83,19 +80,12 @@ def plot_predicted_counts(judged: Judged, path: Path, of: str = "bright", most: 
     save(figure, path)
 
 
-def _points(axis: Axes, x: NDArray, y: NDArray, clipped: NDArray, up: NDArray) -> None:
-    """Points coloured by how crowded their place in the panel is; triangles for those at the border."""
-    kept = ~clipped
-    if kept.any():
-        shade = _crowding(x[kept], y[kept])
+def _points(axis: Axes, x: NDArray, y: NDArray) -> None:
+    """Points coloured by how crowded their place in the panel is."""
+    if len(x):
+        shade = _crowding(x, y)
         order = np.argsort(shade)
-        axis.scatter(
-            x[kept][order], y[kept][order], c=shade[order], cmap="viridis", s=9, lw=0, alpha=0.9, rasterized=True
-        )
-    for rows, marker in ((clipped & up, "^"), (clipped & ~up, "v")):
-        if not rows.any():
-            continue
-        axis.plot(x[rows], y[rows], marker, color=ACCENT, ms=5, mfc="none", ls="", clip_on=False)
+        axis.scatter(x[order], y[order], c=shade[order], cmap="viridis", s=9, lw=0, alpha=0.9, rasterized=True)
 
 
 def _crowding(x: NDArray, y: NDArray, bins: int = 90) -> NDArray[np.float64]:
