@@ -3,6 +3,7 @@ import platform
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -279,6 +280,41 @@ def test_training_stops_when_validation_rests(samples, tmp_path):
     few = {"recipe": "paper", "epochs": 30, "learning_rate": 1e-12, "patience": 1, "bands": ("g",)}
     config = CONFIG.model_copy(update=few)
     assert fit("classifier", samples, SPLIT, config, tmp_path, threads=1).epochs < 30
+
+
+def test_the_paper_recipe_can_be_given_more_or_fewer_epochs_on_the_way(samples, tmp_path):
+    """Its rates follow from the losses alone, so that how many epochs it may take does not matter before the last."""
+
+    def train(out, epochs, moment=None):
+        def kill(epoch, epochs, step, steps, loss):
+            calls.append(epoch)
+            if (epoch, step) == moment:
+                signal.raise_signal(signal.SIGTERM)
+
+        calls, config = [], CONFIG.model_copy(update={"recipe": "paper", "epochs": epochs})
+        with pytest.raises(KeyboardInterrupt) if moment else nullcontext():
+            return fit("classifier", samples, SPLIT, config, out, kill, threads=1), calls
+
+    whole = {epochs: train(tmp_path / f"whole{epochs}", epochs)[0] for epochs in (1, 2)}
+    train(tmp_path / "longer", 1, (1, 3))
+    longer, _ = train(tmp_path / "longer", 2)
+    assert longer.weights.read_bytes() == whole[2].weights.read_bytes()
+    train(tmp_path / "shorter", 30, (2, 3))
+    shorter, calls = train(tmp_path / "shorter", 1)
+    assert calls == []
+    assert shorter.weights.read_bytes() == whole[1].weights.read_bytes() != whole[2].weights.read_bytes()
+    with pytest.raises(ConfigError, match="another task, configuration or data"):
+        train(tmp_path / "shorter", 2)  # finished
+
+
+def test_a_cosine_knows_its_end_from_the_start(samples, tmp_path):
+    def stop(*_):
+        raise Killed
+
+    for epochs, error in ((1, Killed), (2, ConfigError)):
+        config = CONFIG.model_copy(update={"epochs": epochs, "checkpoint_minutes": 0.0})
+        with pytest.raises(error):
+            fit("classifier", samples, SPLIT, config, tmp_path, lambda e, n, step, *_: step == 2 and stop(), threads=1)
 
 
 def test_what_cannot_be_trained_is_refused(samples, tmp_path):

@@ -140,7 +140,7 @@ def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None
             f"{ranks.world} ranks and {step} chips a step for {parts} micro-batches; expected no more ranks than "
             "micro-batches, of two chips at least: set training.parts and training.batch"
         )
-    fingerprint = run.fingerprint
+    fingerprint = run.fingerprint_beside({"finished": False})
     run.draw()  # tells at once of a network that cannot be
     folder = inputs / run.inputs_key
     if ranks.first:

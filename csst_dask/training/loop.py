@@ -99,7 +99,7 @@ class Loop:
     def _more(self) -> bool:
         """Whether an epoch is left; goes on to the next stage where one is over."""
         run = self.run
-        if self.step or self._more_of_stage():
+        if self._more_of_stage():
             return True
         if self.stage + 1 == len(run.stages):
             return False

@@ -130,22 +130,32 @@ class Run:
         """Task and settings that decide what comes out: architecture in full, pretrained weights by their SHA-256."""
         return self._settings(self.pretrained)
 
-    def _settings(self, pretrained: str | None) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json", exclude=HOW)
+    @property
+    def open_ended(self) -> bool:
+        """Whether the number of epochs says when to stop and nothing else, so that it can be changed on the way."""
+        return self.recipe.schedule == "plateau" and len(self.stages) == 1
+
+    def _settings(self, pretrained: str | None, finished: bool = True) -> dict[str, Any]:
+        on_the_way = {"epochs"} if self.open_ended and not finished else set()
+        settings = self.config.model_dump(mode="json", exclude=HOW | on_the_way)
         known = {"arch": self.network["arch"], "pretrained": pretrained}
         return {"task": self.task.name, "crowded": self.crowded} | settings | known
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of settings, sets, truth, scalars and definition of the context: a checkpoint must agree with it."""
-        return self._digest(json.dumps(self.settings, sort_keys=True))
+        """SHA-256 of settings, sets, truth, scalars and definition of the context."""
+        return self.fingerprint_beside({"finished": True})
 
     def fingerprint_beside(self, state: Mapping[str, Any]) -> str:
-        """The fingerprint to compare with a checkpoint's: a finished training can do without its pretrained file."""
-        path = self.pretrained_file
-        if path is None or not state["finished"] or path.exists():
-            return self.fingerprint
-        return self._digest(json.dumps(self._settings(state.get("pretrained")), sort_keys=True))
+        """The fingerprint that a checkpoint must have.
+
+        A finished training can do without its pretrained file; one under way may get more or fewer epochs than it
+        began with if it is open-ended.
+        """
+        path, finished = self.pretrained_file, state["finished"]
+        gone = finished and "pretrained" in state and path is not None and not path.exists()
+        pretrained = state["pretrained"] if gone else self.pretrained
+        return self._digest(json.dumps(self._settings(pretrained, finished), sort_keys=True))
 
     @property
     def inputs_key(self) -> str:
