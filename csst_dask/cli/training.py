@@ -132,7 +132,11 @@ def train(
         result = train_network(task.value, store, out, chosen, progress, command)
     lines = [
         f"{result.epochs} epochs, the weights are those of epoch {result.best_epoch}; on the test chips:",
-        *(f"  {MEASURES[name]}: {value:.4f} ± {error:.4f}" for name, (value, error) in result.metrics.items()),
+        *(
+            f"  {words}: {result.metrics[name][0]:.4f} ± {result.metrics[name][1]:.4f}"
+            for name, words in MEASURES.items()
+            if name in result.metrics
+        ),
         f"weights: {result.weights}",
         f"model card: {result.card}",
     ]

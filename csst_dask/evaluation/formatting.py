@@ -22,7 +22,7 @@ def with_error(value: float, error: float, digits: int = DIGITS) -> str:
     value : float
         NaN gives an empty text.
     error : float
-        Left out if NaN. An error of 0 gives four decimals.
+        Left out if NaN. An error that rounds to 0 gives four decimals.
     digits : int
         Most decimals.
 
@@ -32,7 +32,7 @@ def with_error(value: float, error: float, digits: int = DIGITS) -> str:
     """
     if not (math.isfinite(value) and math.isfinite(error)):
         return plain([value])[0]
-    digits = min(max(1 - math.floor(math.log10(error)), 0), digits) if error > 0 else min(4, digits)
+    digits = min(max(1 - math.floor(math.log10(error)), 0), digits) if round(error, digits) > 0 else min(4, digits)
     return f"{round(value, digits) + 0.0:,.{digits}f} ± {error:.{digits}f}"
 
 
