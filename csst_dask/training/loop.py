@@ -25,7 +25,7 @@ from csst_dask.training.checkpoint import save_checkpoint
 from csst_dask.training.losses import Diverged
 from csst_dask.training.ranks import Ranks
 from csst_dask.training.run import Run
-from csst_dask.training.running import RunningStatistics
+from csst_dask.training.running import CHIPS, settle_statistics
 from csst_dask.training.stages import build_optimiser, build_schedule, freeze_statistics
 
 Progress = Callable[[int, int, int, int, float], None]
@@ -121,13 +121,11 @@ class Loop:
         steps = run.stages[stage].epochs * run.steps
         self.schedule = build_schedule(run.recipe.schedule, self.optimiser, steps, config.patience)
         self.wrapped = self.ranks.wrap(self.module)
-        self.statistics = RunningStatistics(self.module, self.ranks, self.parts)
         self.precision = _precision(config.amp, self.ranks.device)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.precision is torch.float16)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
-        self.statistics.scatter(state["statistics"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -135,8 +133,7 @@ class Loop:
         self.history, self.best = state["history"], state["best"]
 
     def save(self) -> None:
-        """Write a checkpoint: all ranks hold the same, save running statistics, which are gathered."""
-        statistics = self.statistics.gather()
+        """Write a checkpoint: all ranks hold the same, save running statistics, which an epoch's end settles."""
         if self.ranks.first:
             state = {
                 "fingerprint": self.fingerprint,
@@ -148,7 +145,6 @@ class Loop:
                 "seconds": self.seconds,
                 "rate": self.rate,
                 "module": self.module.state_dict(),
-                "statistics": statistics,
                 "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -165,7 +161,7 @@ class Loop:
         if self.step == 0:
             self.rate = float(self.optimiser.param_groups[0]["lr"])
         self._learn(epoch, started)
-        self.statistics.average()
+        self._settle()
         loss, (validation, score) = self.total / run.steps, self._validate()
         if not (np.isfinite(loss) and np.isfinite(validation)):
             raise Diverged(
@@ -225,7 +221,7 @@ class Loop:
         for place in mine:
             part = parts[place]
             torch.manual_seed(_key(config.seed, epoch, self.step, place))  # of dropout
-            with ranks.silent(self.wrapped, place == mine[-1]), self.statistics.of(place):
+            with ranks.silent(self.wrapped, place == mine[-1]):
                 loss = self._loss(rows[part], copies[part], drawn, rows)
                 self.scaler.scale(loss * ranks.world).backward()  # gradients are averaged over ranks
             total += loss.item()
@@ -250,6 +246,21 @@ class Loop:
         with torch.autocast(device.type, self.precision, enabled=self.precision is not torch.float32):
             answer = ask(self.wrapped, run.network, maps, context)
         return run.task.loss(answer, run.targets, rows, run.config, batch)
+
+    def _settle(self) -> None:
+        """Statistics of the normalisations from chips to learn from, as they are."""
+        run, maps = self.run, self.run.stages[self.stage].maps
+        if not maps:
+            return
+        rows, size = run.split.train, max(2, run.config.batch // self.parts)
+        rows = np.random.default_rng(run.config.seed).permutation(rows)[: max(CHIPS, size)]
+        batches = list(rows[: len(rows) // size * size].reshape(-1, size)) or [rows]
+        settle_statistics(
+            self.module,
+            self.ranks,
+            batches,
+            lambda block: ask(self.module, run.network, *self.cache.batch(block, self.ranks.device, maps=maps)),
+        )
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:

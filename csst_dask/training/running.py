@@ -1,87 +1,59 @@
-"""Running statistics of normalisations when a step has several micro-batches."""
+"""Statistics of normalisations, from many chips under the parameters as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from csst_dask.training.ranks import Ranks
+from csst_dask.training.stages import freeze_statistics
+
+CHIPS = 1024
+"""So many chips are enough."""
 
 
-class RunningStatistics:
-    """Running means, variances and counts for each micro-batch of a step, on whatever rank it is.
+@torch.no_grad()
+def settle_statistics(module: nn.Module, ranks: Ranks, batches: Sequence, look: Callable) -> None:
+    """Give batch normalisations the mean of the statistics of many batches (Wu & Johnson 2021, arXiv:2105.07576).
 
-    A running statistic is linear in what it has seen. So the mean over the micro-batches does not depend on how many
-    ranks they are spread over, nor on when it is taken.
+    What they run along while they learn belongs to parameters that have moved since, and to the last few batches; where
+    a bright star makes one chip's activations a hundred times those of another, a network that counts well by the
+    statistics of its batch is far off by those.
 
     Parameters
     ----------
     module : torch.nn.Module
+        Modified: running mean and variance of the normalisations that learn. In evaluation mode afterwards.
     ranks : Ranks
-    parts : int
-        Micro-batches of a step over all ranks.
+        Each takes some of the batches; how many there are does not matter to the last bit.
+    batches : sequence
+        Batches of the size of a micro-batch, whose statistics it is that the network learned with.
+    look : callable
+        Lets the module see one of them.
     """
-
-    def __init__(self, module: nn.Module, ranks: Ranks, parts: int) -> None:
-        self.ranks, self.parts = ranks, parts
-        layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        self.buffers: list[Tensor] = [
-            buffer
-            for layer in layers
-            for buffer in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
-            if buffer is not None
-        ]
-        self.kept = {place: self._copy() for place in range(ranks.rank, parts, ranks.world)}
-
-    def _copy(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self.buffers]
-
-    @contextmanager
-    def of(self, place: int) -> Iterator[None]:
-        """Let one micro-batch update its own."""
-        if self.parts > self.ranks.world and self.buffers:
-            torch._foreach_copy_(self.buffers, self.kept[place])
-        yield
-        self.kept[place] = self._copy() if self.parts > self.ranks.world else self.buffers
-
-    @torch.no_grad()
-    def gather(self) -> Tensor:
-        """Those of all micro-batches, on every rank.
-
-        Returns
-        -------
-        (parts, n) float32 tensor
-            All buffers of a micro-batch, one after the other.
-        """
-        sizes = [buffer.numel() for buffer in self.buffers]
-        whole = torch.zeros(self.parts, sum(sizes), device=self.ranks.device)
-        if not self.buffers:
-            return whole
-        for place, kept in self.kept.items():
-            whole[place] = torch.cat([buffer.flatten().float() for buffer in kept])
-        return self.ranks.add_up(whole)
-
-    @torch.no_grad()
-    def scatter(self, whole: Tensor) -> None:
-        """Take up what `gather` gave, on however many ranks that was."""
-        if not self.buffers:
-            return
-        rows = {place: whole[place].to(self.ranks.device) for place in self.kept}
-        self.kept = {place: self._cut(row) for place, row in rows.items()}
-        torch._foreach_copy_(self.buffers, next(iter(self.kept.values())))
-
-    @torch.no_grad()
-    def average(self) -> None:
-        """Give the module, and every micro-batch, the mean over all of them."""
-        mean = self.gather().mean(0)
-        self.scatter(mean.expand(self.parts, -1))
-
-    def _cut(self, row: Tensor) -> list[Tensor]:
-        pieces = row.split([buffer.numel() for buffer in self.buffers])
-        return [
-            piece.reshape(buffer.shape).to(buffer.dtype, copy=True)
-            for piece, buffer in zip(pieces, self.buffers, strict=True)
-        ]
+    module.train()
+    freeze_statistics(module)
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.training]
+    module.eval()
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    buffers = [b for layer in layers for b in (layer.running_mean, layer.running_var) if isinstance(b, Tensor)]
+    found = torch.zeros(len(batches), sum(buffer.numel() for buffer in buffers), device=ranks.device)
+    for layer in layers:
+        layer.train()
+        layer.momentum = 1.0
+    for place in range(ranks.rank, len(batches), ranks.world):
+        look(batches[place])
+        found[place] = torch.cat([buffer.flatten() for buffer in buffers])
+    mean = ranks.add_up(found).mean(0)
+    for buffer, piece in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(piece.reshape(buffer.shape))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.fill_(len(batches))
+    module.eval()
