@@ -193,9 +193,9 @@ def test_files_that_cannot_be_used_are_told(samples, config, pretrained, tmp_pat
 
 
 def test_a_training_is_known_by_the_content_of_the_file_and_by_what_it_learns_from(samples, config, tmp_path):
-    def fingerprint(task="regressor", crowded=False, **update):
+    def fingerprint(task="regressor", **update):
         found = config.model_copy(update=update)
-        return plan_run(task_named(task), samples, samples.split(0), found, crowded).fingerprint
+        return plan_run(task_named(task), samples, samples.split(0), found).fingerprint
 
     copy, other = tmp_path / "copy.pth", tmp_path / "other.pth"
     copy.write_bytes(config.pretrained.read_bytes())
@@ -205,8 +205,8 @@ def test_a_training_is_known_by_the_content_of_the_file_and_by_what_it_learns_fr
     assert fingerprint(pretrained=other) != fingerprint()
     assert fingerprint(ranks=2, timeout=5.0) == fingerprint()
     assert fingerprint(batch=32) != fingerprint()
-    plain = {"task": "classifier", "pretrained": None, "recipe": "csst"}
-    assert fingerprint(**plain, crowded=True) != fingerprint(**plain)
+    plain = {"pretrained": None, "recipe": "csst"}
+    assert fingerprint(**plain) != fingerprint("classifier", **plain)
 
 
 def test_a_finished_training_asks_for_no_pretrained_file_but_knows_another_one(samples, config, whole, tmp_path):

@@ -37,7 +37,6 @@ def fit(
     *,
     threads: int | None = None,
     device: str | None = None,
-    crowded: bool = False,
     data: str = "",
     command: str = "",
     inputs: Path | None = None,
@@ -70,9 +69,6 @@ def fit(
         here. A network without maps takes one.
     device : str, optional
         By default ``cuda`` where there is one, else ``cpu``.
-    crowded : bool
-        Let the regressor learn from class 5 too, which inference bypasses, and calibrate and measure it there. By the
-        recipe ``csst`` it learns from it anyway.
     data, command : str
         Where the samples come from and how to repeat this, for the model card.
     inputs : Path, optional
@@ -94,7 +90,7 @@ def fit(
     KeyboardInterrupt
         If a signal ended it.
     """
-    run, out = plan_run(task_named(task), samples, split, config, crowded), Path(out)
+    run, out = plan_run(task_named(task), samples, split, config), Path(out)
     checkpoint, weights = out / "checkpoint.pt", out / f"{task}.safetensors"
     with _threads(_useful_threads(run, threads)):
         with joined(device, config.timeout) as ranks:

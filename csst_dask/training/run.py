@@ -177,7 +177,7 @@ class Run:
         return digest.hexdigest()
 
 
-def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig, crowded: bool = False) -> Run:
+def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig) -> Run:
     """Choose the chips, recipe and architecture of a training.
 
     Parameters
@@ -187,8 +187,6 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
     split : Split
         Rows of the three sets, before those that the task cannot use are left out.
     config : TrainingConfig
-    crowded : bool
-        Let the regressor learn from class 5, and calibrate and measure it there, whatever the recipe says.
 
     Returns
     -------
@@ -205,9 +203,9 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig,
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"
         )
-    learns = crowded or (recipe.crowded and task.name == "regressor")
+    learns = recipe.crowded and task.name == "regressor"
     wanted = np.isin(samples.band, config.bands)
-    learned, judged = (task.usable(samples, allowed) & wanted for allowed in (learns, crowded))
+    learned, judged = (task.usable(samples, crowded) & wanted for crowded in (learns, False))
     kept = Split(*(
         rows[usable[rows]]
         for rows, usable in ((split.train, learned), (split.validation, judged), (split.test, judged))
