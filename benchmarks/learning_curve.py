@@ -44,12 +44,12 @@ COPIES = 4
 """Of a chip in an epoch of the paper's recipe; the other recipe shows each once."""
 
 
-def configure(settings: dict, chips: int, visits: int, seed: int) -> Config:
+def configure(settings: dict, chips: int, args: argparse.Namespace) -> Config:
     """Training section of a candidate."""
     if settings["recipe"] == "paper" or "arch" in settings:
         copies = COPIES if settings["recipe"] == "paper" else 1
-        settings = settings | {"epochs": max(1, round(visits / chips / copies))}
-    return Config(training=TrainingConfig(**settings, chips=chips, seed=seed))
+        settings = settings | {"epochs": max(1, round(args.visits / chips / copies))}
+    return Config(training=TrainingConfig(**settings, chips=chips, seed=args.seed, amp=args.amp))
 
 
 def curve(args: argparse.Namespace, client: Client) -> Iterator[tuple[str, int, Judged]]:
@@ -70,7 +70,7 @@ def curve(args: argparse.Namespace, client: Client) -> Iterator[tuple[str, int, 
                 yield name, chips, truth.judge(predict_trees(fitted, known, truth.column("band")))
                 continue
             folder = args.out / f"{name.replace(' ', '-')}-{chips}"
-            config = configure(settings, chips, args.visits, args.seed)
+            config = configure(settings, chips, args)
             for task in TASKS:
                 print(f"{name}, {chips} chips: {task}", flush=True)
                 found = train_network(task, args.store, folder / task, config)
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", type=int, default=[600, 1200, 2400, 4800])
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--visits", type=int, default=20_000)
+    parser.add_argument("--amp", default="auto", choices=["auto", "bf16", "off"], help="precision of residual networks")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
