@@ -98,6 +98,11 @@ def test_training_keeps_away_from_the_test_sets_and_sees_all_bands():
     assert {e.field for e in training}.isdisjoint(e.field for e in more)
     share = [sum(detector_band(d) == band for e in training for d in e.detectors) for band in BANDS]
     assert min(share) > 0.9 * np.mean(share)
+    stars = load_config(CONFIGS / "datasets" / "training-stars.yaml").simulation
+    assert (stars.physics, stars.galaxies) == (config.physics, False)
+    kept_away = {"benchmark.yaml", "benchmark-off-nominal.yaml", "paper-classification.yaml", "paper-regression.yaml"}
+    assert {path.name for path in stars.avoid} == kept_away
+    assert stars.seed not in (config.seed, further.seed)
 
 
 def middle(exposure, detector):
