@@ -131,7 +131,7 @@ def train(
         command = shlex.join(["csst-dask", *map(without_folders, sys.argv[1:])])
         result = train_network(task.value, store, out, chosen, progress, command)
     lines = [
-        f"{result.epochs} epochs, the weights are those of epoch {result.best_epoch}; on the test chips:",
+        f"epochs run: {result.epochs}; the weights are those of epoch {result.best_epoch}; on the test chips:",
         *(
             f"  {words}: {result.metrics[name][0]:.4f} ± {result.metrics[name][1]:.4f}"
             for name, words in MEASURES.items()

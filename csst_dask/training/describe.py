@@ -79,7 +79,7 @@ def describe_training(run: Run, epochs: int, best: int) -> str:
         early += "validation loss"
     lines = [
         f"Recipe `{config.recipe}`: AdamW, batches of {config.batch}, weight decay {config.weight_decay:g}, gradients "
-        f"clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. {epochs} epochs were run; the weights are "
+        f"clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. Epochs run: {epochs}; the weights are "
         f"those of epoch {best}.",
         "",
         f"| stage | epochs at most | rate of {', '.join(GROUPS[0])} | of {', '.join(GROUPS[1])} | of the rest | sees |",
