@@ -47,8 +47,8 @@ class Run:
     config: TrainingConfig
     recipe: Recipe
     targets: Targets
-    crowded: bool = False
-    """Whether the regressor learns from class 5."""
+    crowded: bool
+    """Whether the regressor learns from class 5, though inference bypasses it."""
 
     @cached_property
     def network(self) -> dict:
@@ -203,9 +203,9 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig)
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"
         )
-    learns = recipe.crowded and task.name == "regressor"
+    crowded = recipe.crowded and task.name == "regressor"
     wanted = np.isin(samples.band, config.bands)
-    learned, judged = (task.usable(samples, crowded) & wanted for crowded in (learns, False))
+    learned, judged = (task.usable(samples, allowed) & wanted for allowed in (crowded, False))
     kept = Split(*(
         rows[usable[rows]]
         for rows, usable in ((split.train, learned), (split.validation, judged), (split.test, judged))
@@ -216,4 +216,4 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig)
             f"a {task.name} needs at least 2 training, 1 validation and 1 test chips; found {sizes}: "
             "give a store with more chips that have truth"
         )
-    return Run(task, samples, kept, config, recipe, Targets.of(samples, learns), learns)
+    return Run(task, samples, kept, config, recipe, Targets.of(samples, crowded), crowded)
