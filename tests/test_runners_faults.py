@@ -112,18 +112,29 @@ def test_twenty_workers_killed_in_a_run(tmp_path, write_exposures, weights):
     assert run(configuration(quiet, exposures, weights, **one_by_one)).returncode == 0
     folder, rng = tmp_path / "run", random.Random(1)
     config = configuration(folder, exposures, weights, **one_by_one)
+    seen: set[int] = set()
+
+    def workers():
+        found = workers_of(process)
+        seen.update(worker.pid for worker in found)
+        return found
+
     with started([*COMMAND, "run", str(config), "--workers", "2"], stdout=subprocess.PIPE, text=True) as process:
         while killed < 20:
             before = reduced(folder)
-            until(lambda: reduced(folder) > before, process)  # noqa: B023
+            until(lambda: workers() and reduced(folder) > before, process)  # noqa: B023
             time.sleep(rng.uniform(0, 0.05))
-            rng.choice(until(lambda: workers_of(process), process)).kill()
+            rng.choice(until(workers, process)).kill()
             killed += 1
-        said, _ = process.communicate(timeout=2 * PATIENT)
+        while process.poll() is None:
+            workers()
+            time.sleep(0.05)
+        said = process.stdout.read()
     assert process.returncode == 0, said
     lost = re.search(r"(\d+) workers? (was|were) lost; what they had was done again", said)
     assert lost, said
-    assert 1 <= int(lost[1]) <= killed  # some die between two tasks
+    # some die between two tasks; others are ended by Dask, which replaces one that is missing when it looks
+    assert 1 <= int(lost[1]) < len(seen)
     assert_same_run(quiet, folder)
 
 
