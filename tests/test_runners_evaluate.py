@@ -1,5 +1,6 @@
 """Networks and baselines are judged on a store that is only read."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from csst_dask.simulation.product import chip_key
 from csst_dask.simulation.survey import plan_survey
 from csst_dask.store import predictions
 from csst_dask.store.survey import open_scalars
+from csst_dask.training.loop import LOG_COLUMNS
 
 EXPOSURES, SEED = 48, 3
 
@@ -135,6 +137,34 @@ def test_networks_and_baselines_are_judged_on_the_test_chips_that_the_weights_re
     gates = pd.read_csv(page.parent / "gates.csv")
     assert gates["rule"].tolist()[::2] == ["most probable class", "expected cost"]
     assert "costs 5, one below" in text
+
+
+def test_networks_of_the_configuration_are_judged_by_their_own_record(client, store, trained, tmp_path):
+    """Not by that of those that ship: sky that they learned from would count as unseen."""
+    folder, split = trained
+    config = build_config({"inference": {"weights": str(folder), "batch": 16}}, "test")
+    page = judge_store(client, store, tmp_path / "out", config, [None], part="test", costs=False)
+    assert f"survey.zarr: {len(split.test)} chips" in page.read_text()
+    named = judge_store(client, store, tmp_path / "named", config, [folder], part="test", costs=False)
+    assert page.read_text() == named.read_text()
+
+
+def test_a_page_takes_what_an_earlier_one_showed_away(client, store, trained, weights, config, tmp_path):
+    folder, out = tmp_path / "pair", tmp_path / "out"
+    shutil.copytree(trained[0], folder)
+    for name, epochs in (("one/a", 2), ("two/a", 1), ("young", 0)):  # the last is in its first epoch
+        (folder / name).mkdir(parents=True)
+        rows = "".join(f"{epoch},2,1,0.1,3,0.5\n" for epoch in range(1, epochs + 1))
+        (folder / name / "log.csv").write_text(f"{','.join(LOG_COLUMNS)}\n{rows}")
+    assert set(evaluate._logs({"pair": folder})) == {"pair: one/a", "pair: two/a", "pair: young"}
+    judge_store(client, store, out, config, [folder, weights], costs=False)
+    assert {"losses.png", "methods.csv"} <= {path.name for path in out.iterdir()}
+    (out / "extracted-this.jsonl").touch()
+    judge_store(client, store, out, config, [weights], costs=False)
+    again = judge_store(client, store, tmp_path / "new", config, [weights], costs=False)
+    kept = {path.name for path in out.iterdir()} - {"extracted-this.jsonl"}
+    assert kept == {path.name for path in again.parent.iterdir()}
+    assert (out / "extracted-this.jsonl").exists()
 
 
 def test_stores_with_pixels_are_a_comparison_of_their_own_and_what_cannot_run_is_explained(

@@ -21,7 +21,7 @@ from csst_dask.config import TrainingConfig, build_config, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.runners import tune
 from csst_dask.runners.alone import run_alone
-from csst_dask.runners.faults import ClusterLost
+from csst_dask.runners.faults import ClusterLost, TaskFailed
 from csst_dask.runners.study import JOURNAL, Search, _unjudged, create_study, open_study
 from csst_dask.runners.tune import SPACE, search_space, settings_of, tune_network
 from csst_dask.training import fit, load_samples
@@ -172,6 +172,25 @@ def test_a_trial_that_fails_is_told_once_and_tried_again_when_asked(client, trai
         path.unlink()
     found = tune_network(client, "classifier", training_store, 1, out, CONFIG)
     assert (found["trials"], found["failed"]) == (1, 2)
+
+
+def test_trials_that_fail_are_replaced_as_long_as_others_do_not(client, training_store, tmp_path):
+    def block(name, *numbers):
+        (tmp_path / name).mkdir()
+        for number in numbers:
+            (tmp_path / name / f"trial-{number:04d}").touch()
+        return tmp_path / name
+
+    expected = []
+    found = tune_network(
+        client, "classifier", training_store, 2, block("some", 0), CONFIG, expect=lambda total: expected.append(total)
+    )
+    assert (found["trials"], found["failed"], expected) == (2, 1, [2, 3])
+    out = block("all", *range(1, 20))
+    with pytest.raises(TaskFailed, match=r"found 1 trials .* expected 3: the last 2 failed \(.*trial-000"):
+        tune_network(client, "classifier", training_store, 3, out, CONFIG)
+    assert states_in(out) == ["COMPLETE"] + ["FAIL"] * 4
+    assert (out / "best.yaml").exists()
 
 
 def test_a_search_without_workers_ends(training_store, tmp_path):

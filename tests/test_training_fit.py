@@ -1,8 +1,12 @@
 import csv
+import errno
 import platform
+import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,13 +16,14 @@ import pytest
 import torch
 
 from csst_dask.cli.training import without_folders
-from csst_dask.config import TrainingConfig
+from csst_dask.config import TrainingConfig, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.models import load_weights, weights_folder
 from csst_dask.preprocess.histograms import HISTOGRAMS
 from csst_dask.training import Samples, Split, cache
 from csst_dask.training import fit as fit_anywhere
 from csst_dask.training.cache import InputCache, make_block
+from csst_dask.training.checkpoint import load_checkpoint
 from csst_dask.training.recipes import task_named
 from csst_dask.training.run import plan_run
 
@@ -153,6 +158,76 @@ def test_trainings_that_share_inputs_do_not_disturb_each_other(samples, tmp_path
     maps, _ = InputCache.open(folder, samples, rows).batch(rows, torch.device("cpu"))
     expected, _ = make_block(samples, rows, "maps")
     np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_that_nobody_goes_on_making_are_not_waited_for(samples, tmp_path):
+    """Only as long as whoever makes them writes."""
+    folder, rows, passed = tmp_path / "key", np.arange(40), []
+
+    def fill():
+        InputCache.fill(folder, samples, rows, "maps", lambda: passed.append(time.sleep(0.6)))
+
+    with pytest.raises(TimeoutError, match=r"the inputs .*key has written nothing for 0\.5 s"):
+        InputCache.open(folder, samples, rows, 0.5)
+    other = threading.Thread(target=fill)
+    other.start()
+    cache = InputCache.open(folder, samples, rows, 1.0)
+    other.join()
+    assert len(passed) == 2
+    assert len(cache.maps) == 40
+
+
+def test_storage_that_does_not_answer_is_no_reason_to_delete_a_checkpoint(whole, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = whole[0] / "checkpoint.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            load_checkpoint(path, lambda _: "")
+    with pytest.raises(ConfigError, match=r"another training: its chips, their truth, or what its inputs"):
+        load_checkpoint(path, lambda _: "")
+    damaged = whole[0] / "damaged.pt"
+    damaged.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"is damaged.*delete it to start anew"):
+        load_checkpoint(damaged, lambda _: "")
+    damaged.unlink()
+
+
+def test_micro_batches_decide_what_comes_out_and_are_kept(samples, tmp_path):
+    config = CONFIG.model_copy(update={"arch": "perceptron", "parts": None})
+    result = {parts: fit("classifier", samples, SPLIT, config, tmp_path / f"{parts}", parts=parts) for parts in (1, 2)}
+    assert load_weights(result[2].weights).metadata["training"]["config"]["parts"] == 2
+    assert " in 2 parts" in result[2].card.read_text()
+    assert result[1].weights.read_bytes() != result[2].weights.read_bytes()
+    assert fit("classifier", samples, SPLIT, config, tmp_path / "2") == result[2]
+    with pytest.raises(ConfigError, match=r"parts: found 1 .* took 2 micro-batches a step; expected 2"):
+        fit("classifier", samples, SPLIT, config.model_copy(update={"parts": 1}), tmp_path / "2")
+
+
+def test_the_command_in_a_card_repeats_what_was_not_started_by_one(samples, whole, tmp_path):
+    echo, command = re.findall(r"^    (.+)$", whole[1].card.read_text().partition("## Train it again")[2], re.MULTILINE)
+    subprocess.run(echo, shell=True, cwd=tmp_path, check=True)
+    assert command == "csst-dask train regressor --config training.yaml --store STORE --out DIR"
+    config = load_config(tmp_path / "training.yaml").training
+    again = fit("regressor", samples, SPLIT, config, tmp_path / "again", threads=1)
+    assert again.weights.read_bytes() == whole[1].weights.read_bytes()
+
+
+def test_a_context_that_no_training_chip_has_does_not_make_everything_usual(samples, tmp_path):
+    """The limit beyond which chips are unlike the training comes from those that are like it."""
+    limits = []
+    for changed in ([], SPLIT.validation[:1], SPLIT.validation):
+        exptime = np.full(len(samples), 150.0)
+        exptime[changed] = 300.0
+        others = replace(samples, scalars=samples.scalars | {"exptime": exptime})
+        config = CONFIG.model_copy(update={"arch": "perceptron"})
+        with pytest.raises(ConfigError, match=r"all .* validation chips") if len(changed) > 1 else nullcontext():
+            result = fit("classifier", others, SPLIT, config, tmp_path / str(len(changed)))
+            limits.append(load_weights(result.weights).metadata["strangeness_limit"])
+    assert np.isfinite(limits).all()
+    assert len(limits) == 2
 
 
 def test_a_finished_training_returns_at_once(samples, whole):
@@ -303,7 +378,7 @@ def test_the_paper_recipe_can_be_given_more_or_fewer_epochs_on_the_way(samples, 
     shorter, calls = train(tmp_path / "shorter", 1)
     assert calls == []
     assert shorter.weights.read_bytes() == whole[1].weights.read_bytes() != whole[2].weights.read_bytes()
-    with pytest.raises(ConfigError, match="another task, configuration or data"):
+    with pytest.raises(ConfigError, match="holds another training: epochs was 1, is 2; choose another folder"):
         train(tmp_path / "shorter", 2)  # finished
 
 

@@ -23,7 +23,8 @@ from csst_dask.config.load import build_config
 from csst_dask.errors import ConfigError
 from csst_dask.runners import cluster
 from csst_dask.runners.gang import GangBroken, environments, train_gang
-from csst_dask.runners.train import run_torchrun, train_network
+from csst_dask.runners.torchrun import run_torchrun
+from csst_dask.runners.train import train_network
 from csst_dask.training import FitResult, fit, load_samples
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import load_checkpoint
@@ -69,7 +70,7 @@ def together(client, training_store, tmp_path_factory) -> Path:
 def spec_of(store: str, out: Path, config: TrainingConfig = CONFIG) -> Path:
     return write_spec(
         out / "rank.json", task="regressor", store=store, out=str(out), config=config.model_dump(mode="json"),
-        data="", command="",
+        data="", command="", parts=2,
     )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def take_steps(task: str, store: str, out: str, config: TrainingConfig) -> None:
     with joined("cpu", 60) as ranks:
         if ranks.first:
             InputCache.fill(folder / "inputs", samples, run.visited, run.recipe.inputs)
-        cache = InputCache.open(folder / "inputs", samples, run.visited)
+        cache = InputCache.open(folder / "inputs", samples, run.visited, 60)
         loop = Loop(run, ranks, cache, run.build(cache, ranks.device), folder, config.parts, run.fingerprint)
         losses: list[float] = []
         loop.progress = lambda *step: losses.append(step[-1])
@@ -192,7 +193,7 @@ def test_a_training_goes_on_with_no_more_ranks_than_it_has_micro_batches(trainin
     samples = load_samples(training_store)
     run = plan_run(task_named("regressor"), samples, samples.split(0), CONFIG)
     with pytest.raises(ConfigError, match=r"found 4 ranks .* began with 1 micro-batches .* give --ranks 1"):
-        _prepare(run, SimpleNamespace(world=4), tmp_path, tmp_path / "inputs", {"parts": 1}, lambda: None)
+        _prepare(run, SimpleNamespace(world=4), tmp_path, tmp_path / "inputs", 1, True, lambda: None)
     assert not (tmp_path / "inputs").exists()
 
 
@@ -322,6 +323,25 @@ def test_torchrun_learns_the_same_and_goes_on_after_an_interruption(training_sto
     steps = []
     run_torchrun(spec_of(training_store, tmp_path), 2, CONFIG, lambda *step: steps.append(step))
     assert steps[0][:3] > (1, 3, 1)
+    assert same_weights(together, tmp_path)
+
+
+def test_ranks_under_torchrun_that_all_hang_are_ended_and_started_again(
+    training_store, together, tmp_path, monkeypatch
+):
+    """Nobody waits for another one in vain then, so that no time limit of torch tells."""
+    monkeypatch.setattr("csst_dask.runners.torchrun.SILENCE", 1)
+    steps, lines = [], []
+
+    def stop(*step):
+        if len(steps) == 1:
+            for rank in ranks_of(tmp_path):
+                rank.suspend()
+        steps.append(step)
+
+    run_torchrun(spec_of(training_store, tmp_path), 2, CONFIG, stop, lines.append)
+    assert lines == ["no rank has moved for 10 s; starting again from the last checkpoint (1 of 3)"]
+    assert not ranks_of(tmp_path)
     assert same_weights(together, tmp_path)
 
 

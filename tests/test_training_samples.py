@@ -8,7 +8,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.schema import CHANNELS
 from csst_dask.training import Samples, load_samples, split_by_field
 from csst_dask.training.record import MOST_CENTRES, cover, record_split
-from csst_dask.training.split import split_at_random
+from csst_dask.training.split import Split, split_at_random
 
 
 def sky(n_fields, per_field, seed):
@@ -130,7 +130,7 @@ def test_chips_of_several_stores_follow_one_another(store, tmp_path):
     rows = np.array([5, 0, 3, 0])
     np.testing.assert_array_equal(both.reduced[rows], np.asarray(both.reduced)[rows])
     np.testing.assert_array_equal(both.scalars["sky_sigma"][3:], other.scalars["sky_sigma"])
-    with pytest.raises(ConfigError, match=r"both have the field a \(3 in common\)"):
+    with pytest.raises(ConfigError, match=r"have 3 chips in common, alike in field, band, place and counts"):
         load_samples([path, path])
     small = more.isel(ix=slice(0, 2))
     small.to_zarr(tmp_path / "small.zarr", consolidated=False)
@@ -195,7 +195,18 @@ def test_a_split_at_random_shares_fields_and_says_so():
     assert (record["kind"], record["test_fields"]) == ("random", [])
     np.testing.assert_array_equal(record["test_rows"], split.test)
     assert record_split(samples, samples.split(3), 3)["kind"] == "field"
+    assert record_split(samples, samples.split(3), 3, "random")["kind"] == "random"  # what was asked for
     np.testing.assert_array_equal(samples.split(3).test, samples.split(3, "field").test)
+
+
+def test_sets_of_other_fields_that_lie_side_by_side_are_not_apart():
+    n = 40
+    ra, dec = np.arange(n) * 0.5, np.zeros(n)  # a field of its own for each chip
+    field = np.array([f"f{k}" for k in range(n)])
+    samples = Samples(np.zeros((n, 6, 2, 2)), {}, np.full(n, "g"), np.arange(n), np.arange(n), field, ra, dec)
+    for gap, kind in ((2, "random"), (4, "field")):  # 1 and 2 deg
+        split = Split(np.arange(20), np.arange(20, 24), np.arange(23 + gap, n))
+        assert record_split(samples, split, 0)["kind"] == kind
 
 
 def test_what_was_learned_from_lies_near_the_recorded_centres():

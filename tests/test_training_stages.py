@@ -18,7 +18,14 @@ from csst_dask.training import load_samples
 from csst_dask.training.rank import write_spec
 from csst_dask.training.recipes import task_named
 from csst_dask.training.run import plan_run
-from csst_dask.training.stages import Stage, build_optimiser, build_schedule, load_pretrained, plan_stages
+from csst_dask.training.stages import (
+    Stage,
+    build_optimiser,
+    build_schedule,
+    checksum_pretrained,
+    load_pretrained,
+    plan_stages,
+)
 
 fit = partial(fit_anywhere, threads=1, device="cpu")
 
@@ -111,7 +118,7 @@ def test_two_ranks_take_the_steps_of_one_in_every_stage(client, training_store, 
     alone = fit("regressor", samples, samples.split(0), both, tmp_path / "alone", threads=1)
     spec = write_spec(
         tmp_path / "rank.json", task="regressor", store=training_store, out=str(tmp_path / "two"), data="", command="",
-        config=both.model_dump(mode="json"),
+        config=both.model_dump(mode="json"), parts=2,
     )  # fmt: skip
     train_gang(client, spec, 2, both.timeout, 0)
     found = alone.weights, tmp_path / "two" / "regressor.safetensors"
@@ -219,7 +226,10 @@ def test_a_finished_training_asks_for_no_pretrained_file_but_knows_another_one(s
     with pytest.raises(ConfigError, match=r"cannot read .*gone\.pth"):
         fit("regressor", samples, samples.split(0), gone, tmp_path / "new")
     torch.save({}, tmp_path / "gone.pth")
-    with pytest.raises(ConfigError, match="another task, configuration or data"):
+    with pytest.raises(
+        ConfigError,
+        match=f"pretrained was {checksum_pretrained(config.pretrained)}, is {checksum_pretrained(gone.pretrained)}",
+    ):
         fit("regressor", samples, samples.split(0), gone, out)
 
 

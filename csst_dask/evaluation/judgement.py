@@ -107,9 +107,10 @@ def write_judgement(
         show_joint(page, judged, joint)
     show_budget(page, judged)
     show_trust(page, judged, gates)
-    if logs:
+    epochs = {key: pd.read_csv(path) for key, path in (logs or {}).items()}
+    if epochs := {key: log for key, log in epochs.items() if len(log)}:  # none in the first epoch of a training
         page.say("## Training")
-        plot_losses({key: pd.read_csv(path) for key, path in logs.items()}, page.picture("losses", LOSSES))
+        plot_losses(epochs, page.picture("losses", LOSSES))
     _published(page, methods, costs, machine)
     for other in list(methods)[1:]:
         show_other(page, other, methods[other])

@@ -14,6 +14,9 @@ from csst_dask.evaluation.formatting import markdown_table
 SHIPPED, TREES, EXTRACTION = "shipped", "trees and SVM", "source extraction"
 """Names of the networks that ship with the package and of the two baselines."""
 
+SHOWN = re.compile(r"\(`?(\w+\.(?:csv|png))`?\)")
+"""A table or picture in the text of a page."""
+
 
 class Page:
     """A Markdown page that stores each table as CSV and each picture as PNG beside it."""
@@ -38,9 +41,12 @@ class Page:
         return self.out / f"{name}.png"
 
     def write(self) -> Path:
-        """Write ``evaluation.md``."""
-        path = self.out / "evaluation.md"
-        path.write_text("\n".join(self.lines).rstrip() + "\n", encoding="utf-8")
+        """Write ``evaluation.md``; what an earlier one shows and this one does not goes."""
+        path, text = self.out / "evaluation.md", "\n".join(self.lines).rstrip() + "\n"
+        before = set(SHOWN.findall(path.read_text(encoding="utf-8"))) if path.exists() else set()
+        path.write_text(text, encoding="utf-8")
+        for name in before - set(SHOWN.findall(text)):
+            (self.out / name).unlink(missing_ok=True)
         return path
 
 

@@ -30,8 +30,6 @@ class Judgeable:
     """Chips to judge on."""
 
     chips: Truth
-    kind: str
-    """``field`` or ``random``: how the networks' sets were divided; ``unknown`` if one does not record it."""
     notes: tuple[str, ...]
     """What a reader has to know about the choice."""
 
@@ -64,9 +62,8 @@ def choose_chips(chips: Truth, networks: Mapping[str, Mapping[str, Any]], part: 
         raise ConfigError(f"there is no part {part!r} of a store; expected one of {', '.join(PARTS)}")
     records = _pooled({name: metadata["split"] for name, metadata in networks.items() if "split" in metadata})
     silent = sorted(networks.keys() - records.keys())
-    kinds = {record["kind"] for record in records.values()}
     if part == "test":
-        return _test(chips, networks, records, silent, kinds, checksum)
+        return _test(chips, networks, records, silent, checksum)
     seen = _any([_seen(chips, record, checksum) for record in records.values()], len(chips))
     notes = [_left_out(int(seen.sum()), len(chips), records)] if records else []
     if silent:
@@ -79,8 +76,7 @@ def choose_chips(chips: Truth, networks: Mapping[str, Mapping[str, Any]], part: 
             f"{' and '.join(records)} learned from the sky of all {len(chips)} chips; judge them on another store, or "
             "with --part test on the store that they learned from"
         )
-    kind = "unknown" if silent or not kinds else "random" if "random" in kinds else "field"
-    return Judgeable(chips.take(~seen), kind, tuple(notes))
+    return Judgeable(chips.take(~seen), tuple(notes))
 
 
 def _pooled(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -102,7 +98,6 @@ def _test(
     networks: Mapping[str, Mapping[str, Any]],
     records: Mapping[str, Mapping[str, Any]],
     silent: Sequence[str],
-    kinds: set[str],
     checksum: Checksum,
 ) -> Judgeable:
     if silent or not records:
@@ -110,6 +105,7 @@ def _test(
             f"the weights of {', '.join(silent) or 'no network'} do not record which chips were their test chips; "
             "train them again, or judge --part all on a store that they did not learn from"
         )
+    kinds = {record["kind"] for record in records.values()}
     if len(kinds) > 1:
         raise ConfigError(
             "some networks learned from a split by field and some from one at random, so they have no test chips in "
@@ -133,7 +129,7 @@ def _test(
         notes.append(FLATTERS)
     elif seen.any():
         notes.append(_left_out(int(seen.sum()), int(test.sum()), records))
-    return Judgeable(chips.take(test & ~seen), kind, tuple(notes))
+    return Judgeable(chips.take(test & ~seen), tuple(notes))
 
 
 def _recorded(chips: Truth, name: str, metadata: Mapping[str, Any], checksum: Checksum) -> NDArray[np.bool_]:

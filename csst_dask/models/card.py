@@ -55,6 +55,6 @@ def write_model_card(
         *["", "## Training", "", training, "", "## Budget", "", budget],
         *["", "## On the test chips", "", "| metric | value | standard error |", "|---|---|---|", *rows],
         *["", "## Limits", "", limits],
-        *["", "## Train it again", "", f"    {command}", ""],
+        *["", "## Train it again", "", *(f"    {line}" for line in command.splitlines()), ""],
     ]
     write_atomically(path, "\n".join(lines).encode())

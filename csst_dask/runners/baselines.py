@@ -43,12 +43,13 @@ def open_distinct(stores: Sequence[str]) -> list[Truth]:
     Raises
     ------
     ConfigError
-        If a store has none, or two have a field in common.
+        If a store has none, or two have a chip in common.
     """
-    from csst_dask.training.split import refuse_common_fields
+    from csst_dask.training.samples import COLUMNS
+    from csst_dask.training.split import refuse_common_chips
 
     opened = [Truth.open(store) for store in stores]
-    refuse_common_fields(stores, [chips.column("field") for chips in opened])
+    refuse_common_chips(stores, [{name: chips.column(name) for name in COLUMNS} for chips in opened])
     return opened
 
 

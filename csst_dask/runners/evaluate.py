@@ -58,7 +58,8 @@ def judge_store(
     config : Config
         Sections ``inference`` (batch), ``routing`` and ``training`` (seed of the baselines).
     weights : sequence of Path or None
-        Folders of pairs of networks, the principal one first; None is what ships with the package.
+        Folders of pairs of networks, the principal one first; None is what ``inference.weights`` names, by default
+        what ships with the package.
     part : str
         One of `evaluation.unseen.PARTS`.
     baselines : sequence of str
@@ -84,9 +85,10 @@ def judge_store(
     ------
     ConfigError
         If a store has no truth, weights are missing or damaged, nothing may be judged, or two of the baselines' stores
-        have a field in common.
+        have a chip in common.
     """
-    folders, learned = name_methods(weights), open_distinct(baselines)
+    folders = name_methods([folder or config.inference.weights for folder in weights])
+    learned = open_distinct(baselines)
     chosen, pixels = _choose(store, folders, part), None
     if pixel_stores is not None:
         pixels = _choose(pixel_stores[1], folders, "all")
@@ -165,9 +167,10 @@ def _maps(truth: Truth, judged: Judged) -> dict[int, NDArray[np.float32]]:
 
 def _logs(folders: dict[str, Path | None]) -> dict[str, Path]:
     return {
-        f"{name}: {log.parent.name}": log
+        f"{name}: {log.parent.relative_to(folder)}" if log.parent != folder else name: log
         for name, folder in folders.items()
-        for log in (sorted(folder.glob("**/log.csv")) if folder else [])
+        if folder
+        for log in sorted(folder.glob("**/log.csv"))
     }
 
 

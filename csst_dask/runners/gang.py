@@ -216,10 +216,10 @@ class Gang:
                 ends[rank] = future.result(timeout=REPLY)
             except KilledWorker:
                 ends[rank] = LOST, f"lost the worker {self.workers[rank]} of rank {rank}"
-            except Exception as error:  # of the worker's
-                ends[rank] = 1, f"{type(error).__name__}: {error}"
             except CancelledError:
                 ends[rank] = 1, "the scheduler has forgotten it"
+            except Exception as error:  # of the worker's
+                ends[rank] = 1, f"{type(error).__name__}: {error}"
         return ends
 
     def _judge(self, ends: dict[int, tuple[int, str]]) -> NoReturn:

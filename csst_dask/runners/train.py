@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from distributed import Client
 
 from csst_dask.config import Config, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import connect, known_workers, wait_for_workers
-from csst_dask.runners.gang import PATIENCE, train_gang
-from csst_dask.runners.rank_process import events_in, last_words
+from csst_dask.runners.gang import train_gang
+from csst_dask.runners.torchrun import run_torchrun
 from csst_dask.store.survey import locate_all
 
 if TYPE_CHECKING:
@@ -114,11 +109,11 @@ def _write_spec(training: TrainingConfig, ranks: int, out: Path, **spec: str | l
     """What the ranks are to do; micro-batches are fixed, so that a gang that has lost a rank takes the same steps."""
     from csst_dask.training.rank import write_spec
 
-    update: dict[str, object] = {"parts": training.parts or ranks}
+    update: dict[str, object] = {}
     if isinstance(training.pretrained, Path):
         update["pretrained"] = training.pretrained.expanduser().resolve()
     settings = training.model_copy(update=update).model_dump(mode="json")
-    return write_spec(out / "rank.json", out=str(out), config=settings, **spec)
+    return write_spec(out / "rank.json", out=str(out), config=settings, parts=ranks, **spec)
 
 
 def gpus_here() -> int:
@@ -132,68 +127,6 @@ def gpus_of(client: Client) -> int:
     """Workers of a cluster that have told their scheduler of a GPU; waits for the first worker."""
     wait_for_workers(client, 1)
     return sum("gpu" in worker for worker in known_workers(client).values())
-
-
-def run_torchrun(spec: Path, ranks: int, config: TrainingConfig, progress: Progress | None = None) -> None:
-    """Train under torchrun on this machine.
-
-    Parameters
-    ----------
-    spec : Path
-        From `csst_dask.training.rank.write_spec`.
-    ranks : int
-    config : TrainingConfig
-        ``restarts`` is torchrun's ``--max-restarts``.
-    progress : callable, optional
-
-    Raises
-    ------
-    ConfigError, RuntimeError, KeyboardInterrupt
-        As for `train_network`.
-    """
-    from csst_dask.training.rank import LEASH, TOLD
-
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-        f"--max-restarts={config.restarts}", "-m", "csst_dask.training.rank", str(spec),
-    ]  # fmt: skip
-    said: deque[str] = deque(maxlen=200)
-    process = subprocess.Popen(
-        command, env=os.environ | {LEASH: "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    with process:
-        try:
-            for line in process.stdout or ():
-                for step in events_in(line, TOLD, said):
-                    if step and progress:
-                        progress(*step)
-        except BaseException:
-            _end(process)
-            raise
-    if process.returncode:
-        _raise_for(spec, process.returncode, said)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Ask torchrun and its ranks to stop, with a checkpoint; ranks that do not end when they lose standard input."""
-    process.terminate()
-    if process.stdout:  # a full pipe would hold them up
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def _raise_for(spec: Path, status: int, said: deque[str]) -> NoReturn:
-    from csst_dask.training.rank import WRONG, end_of
-
-    end = end_of(spec)
-    if end.exists():
-        known = json.loads(end.read_text())
-        raise (ConfigError if known["status"] == WRONG else KeyboardInterrupt)(known["text"])
-    raise RuntimeError(f"torchrun ended with exit status {status}, run it again to go on: {last_words(said)}")
 
 
 @contextmanager

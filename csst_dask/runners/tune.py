@@ -77,8 +77,9 @@ def tune_network(
 
     Every trial trains on the training chips and is judged by its score on the validation chips; one that is behind the
     median of the others at the same epoch is pruned (Akiba et al. 2019, KDD, 2623), and so is one whose loss diverges.
-    Trials that were running when their client or worker died count as failed, and their parameters are tried again.
-    On one worker, a search draws the same trials again for the same ``training.seed``.
+    Trials that fail are replaced by others, as long as not all of them fail. Those that were running when their client
+    or worker died count as failed, and their parameters are tried again. On one worker, a search draws the
+    same trials again for the same ``training.seed``.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ def tune_network(
     ConfigError
         If Optuna is missing, a setting is wrong, the folder holds another study, or no trial finished.
     RunEnded
-        If the cluster is lost, the run is asked to stop, or no worker can read the stores.
+        If the cluster is lost, the run is asked to stop, no worker can read the stores, or trials only fail.
     """
     settings = config.training.model_dump(mode="json")
     if isinstance(config.training.pretrained, Path):
@@ -119,19 +120,31 @@ def tune_network(
     search = Search(task, stores, str(out), settings, f"{task}-{digest[:16]}", uuid.uuid4().hex)
     study = create_study(search, identity)
     fail_orphans(study, out)
-    left = max(0, trials - count_states(study)["ended"])
-    if expect:
-        expect(left)
-    if left:
+    ended, tried, why = count_states(study)["ended"], 0, ""
+    if ended < trials:
         _ask(client, config, prepare, search)
-    first = len(study.trials)
-    tasks = (Task(f"trial-{k}", (search, k, _workers_by_host(client))) for k in range(first, first + left))
-    for unit, result in run_tasks(client, "tune", run_trial, tasks, _limits(config)):
-        state, reason = ("failed", result.reason) if isinstance(result, Failure) else result
-        if progress:
-            progress(unit.name, state, reason)
-    fail_orphans(study, out)
-    return _conclude(study, search, identity["arch"])
+    while ended < trials:
+        left, first, before = trials - ended, len(study.trials), ended
+        tried += left
+        if expect:
+            expect(tried)
+        tasks = (Task(f"trial-{k}", (search, k, _workers_by_host(client))) for k in range(first, first + left))
+        for unit, result in run_tasks(client, "tune", run_trial, tasks, _limits(config)):
+            state, reason = ("failed", result.reason) if isinstance(result, Failure) else result
+            why = reason if state == "failed" else why
+            if progress:
+                progress(unit.name, state, reason)
+        fail_orphans(study, out)
+        ended = count_states(study)["ended"]
+        if ended == before:
+            break
+    found = _conclude(study, search, identity["arch"])
+    if ended < trials:
+        raise TaskFailed(
+            f"found {ended} trials that finished or were pruned, expected {trials}: the last {left} failed ({why}); "
+            f"mend that and call it again, or take {out / 'best.yaml'} as it is"
+        )
+    return found
 
 
 def _limits(config: Config) -> ExecutionConfig:
@@ -161,7 +174,7 @@ def _conclude(study: optuna.Study, search: Search, arch: str) -> dict[str, Any]:
             "reasons above); change the settings and choose another folder, or ask for more trials"
         )
     found = settings_of(study.best_trial.params, search.config)
-    whole = search.config.model_dump(mode="json", exclude=HOW - {"parts"}, exclude_none=True) | {"arch": arch} | found
+    whole = search.config.model_dump(mode="json", exclude=HOW, exclude_none=True) | {"arch": arch} | found
     said = f"# {search.task}, trial {study.best_trial.number} of {JOURNAL}: validation score {study.best_value:.6g}\n"
     text = said + yaml.safe_dump({"training": whole}, sort_keys=False)
     write_atomically(Path(search.out) / "best.yaml", text.encode())

@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +77,29 @@ class InputCache:
             shutil.rmtree(passing, ignore_errors=True)
 
     @classmethod
-    def open(cls, folder: Path, samples: Samples, rows: NDArray[np.int64]) -> InputCache:
-        """What `fill` makes; waits for it, since another rank may be at it."""
+    def open(cls, folder: Path, samples: Samples, rows: NDArray[np.int64], patience: float = 0.0) -> InputCache:
+        """What `fill` makes; waits for it, since another rank may be at it.
+
+        Parameters
+        ----------
+        folder : Path
+        samples : Samples
+        rows : (k,) int array
+            As for `fill`.
+        patience : float
+            Seconds in which whoever makes it must write something.
+
+        Raises
+        ------
+        TimeoutError
+            If nothing was written for so long.
+        """
+        written, since = _written(folder), time.monotonic()
         while not folder.exists():
+            if (now := _written(folder)) != written:
+                written, since = now, time.monotonic()
+            elif time.monotonic() - since > patience:
+                raise TimeoutError(f"the rank that makes the inputs {folder} has written nothing for {patience:g} s")
             time.sleep(0.2)
         place = np.full(len(samples), -1)
         place[rows] = np.arange(len(rows))
@@ -124,6 +145,15 @@ def _write(folder: Path, samples: Samples, rows: NDArray[np.int64], kind: str, a
             file.write(maps.astype(np.float16).tobytes())
             alive()
     np.save(folder / "context.npy", context)
+
+
+def _written(folder: Path) -> dict[str, int]:
+    """Size of what is on its way to be a folder."""
+    found = {}
+    for file in folder.parent.glob(f".{folder.name}.*/*"):
+        with suppress(FileNotFoundError):
+            found[str(file)] = file.stat().st_size
+    return found
 
 
 def _remove_orphans(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ def tidy(path: Path) -> None:
         stray.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, expected: Callable[[dict[str, Any]], str]) -> dict[str, Any] | None:
+def load_checkpoint(
+    path: Path, expected: Callable[[dict[str, Any]], str], settings: Callable[[], Mapping[str, Any]] = dict
+) -> dict[str, Any] | None:
     """Read the checkpoint of this very training.
 
     Parameters
@@ -42,6 +44,8 @@ def load_checkpoint(path: Path, expected: Callable[[dict[str, Any]], str]) -> di
     path : Path
     expected : callable
         Fingerprint of task, settings and data, given what is stored; must equal the one that is stored.
+    settings : callable
+        Those of this training, asked for to say how they differ from what is stored.
 
     Returns
     -------
@@ -51,18 +55,26 @@ def load_checkpoint(path: Path, expected: Callable[[dict[str, Any]], str]) -> di
     Raises
     ------
     ConfigError
-        If the checkpoint cannot be read or belongs to another training.
+        If the checkpoint is damaged or belongs to another training.
     """
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = state["fingerprint"]
+    except (OSError, MemoryError):  # of the storage, which may come back
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ConfigError(f"the checkpoint {path} cannot be read: {error}; delete it to start anew") from None
+        raise ConfigError(f"the checkpoint {path} is damaged: {error}; delete it to start anew") from None
     if found != expected(state):
         raise ConfigError(
-            f"{path.parent} holds a training with another task, configuration or data; choose another "
-            "folder, or delete it to start anew"
+            f"{path.parent} holds another training: {_differences(state.get('settings', {}), settings())}; choose "
+            "another folder, or delete it to start anew"
         )
     return state
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings that were others, or what else there is."""
+    found = [f"{name} was {then[name]}, is {now[name]}" for name in then if name in now and then[name] != now[name]]
+    return "; ".join(found) or "its chips, their truth, or what its inputs are made of differ"

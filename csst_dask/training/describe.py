@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+import shlex
 
 import numpy as np
 import torch
 from torch import nn
 
 from csst_dask.schema import N_CLASSES
-from csst_dask.training.run import Run
+from csst_dask.training.record import kind_of_split
+from csst_dask.training.run import HOW, Run
 from csst_dask.training.split import SEPARATION
 from csst_dask.training.stages import GROUPS
 
@@ -35,22 +37,17 @@ def describe_split(run: Run) -> str:
         )
     ]
     sets = "; ".join(parts)
-    if shared := _shared_fields(run):
+    if kind_of_split(run.samples, run.split, run.config.split) == "random":
         return (
-            f"At random, as in the paper: {sets}. {shared} fields stand in more than one set, so the scores below are "
-            "of sky that the network has seen: they flatter, and serve for comparison with published figures only. "
-            f"Seed {run.config.seed}."
+            f"At random, as in the paper: {sets}. Chips of one field, or of neighbouring fields, stand in more than "
+            "one set, so the scores below are of sky that the network has seen: they flatter, and serve for comparison "
+            f"with published figures only. Seed {run.config.seed}."
         )
     return f"By sky field, {SEPARATION} deg apart: {sets}. No field is shared. Seed {run.config.seed}."
 
 
 def _choose(run: Run) -> str:
     return "choose the epoch and " if run.recipe.schedule == "plateau" else ""
-
-
-def _shared_fields(run: Run) -> int:
-    sets = [set(run.samples.field[rows]) for rows in (run.split.train, run.split.validation, run.split.test)]
-    return len((sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2]))
 
 
 def describe_architecture(run: Run, module: nn.Module) -> str:
@@ -69,18 +66,18 @@ def describe_architecture(run: Run, module: nn.Module) -> str:
     )
 
 
-def describe_training(run: Run, epochs: int, best: int) -> str:
-    """Recipe, stages and which epoch was kept."""
+def describe_training(run: Run, epochs: int, best: int, parts: int) -> str:
+    """Recipe, stages and which epoch was kept; ``parts`` are the micro-batches of a step."""
     config, recipe = run.config, run.recipe
-    early = ""
+    early, in_parts = "", f" in {parts} parts" if parts > 1 else ""
     if recipe.schedule == "plateau":
         planned = sum(stage.epochs for stage in run.stages)
         early = f", {'stopped' if epochs < planned else 'to stop'} after {config.patience} epochs without a better "
         early += "validation loss"
     lines = [
-        f"Recipe `{config.recipe}`: AdamW, batches of {config.batch}, weight decay {config.weight_decay:g}, gradients "
-        f"clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. Epochs run: {epochs}; the weights are "
-        f"those of epoch {best}.",
+        f"Recipe `{config.recipe}`: AdamW, batches of {config.batch}{in_parts}, weight decay {config.weight_decay:g}, "
+        f"gradients clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. Epochs run: {epochs}; the weights "
+        f"are those of epoch {best}.",
         "",
         f"| stage | epochs at most | rate of {', '.join(GROUPS[0])} | of {', '.join(GROUPS[1])} | of the rest | sees |",
         "|---|---|---|---|---|---|",
@@ -99,6 +96,19 @@ def describe_budget(run: Run, epochs: int, seconds: float | None, hardware: str 
     return (
         f"{len(run.split.train)} chips, {run.visits} visits an epoch; {epochs} epochs of {run.steps} steps in "
         f"{took}{where}, validation included and the making of inputs not."
+    )
+
+
+def describe_command(run: Run, parts: int) -> str:
+    """How to repeat what was not started by a command."""
+    import yaml  # not where only torch is
+
+    settings = run.config.model_dump(mode="json", exclude=HOW, exclude_defaults=True)
+    settings |= {"recipe": run.config.recipe, "parts": parts}
+    told = yaml.safe_dump({"training": settings}, default_flow_style=True, sort_keys=True, width=10_000).strip()
+    return (
+        f"echo {shlex.quote(told)} > training.yaml\n"
+        f"csst-dask train {run.task.name} --config training.yaml --store STORE --out DIR"
     )
 
 

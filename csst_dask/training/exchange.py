@@ -17,15 +17,12 @@ from csst_dask.errors import ConfigError
 from csst_dask.models.files import write_atomically
 from csst_dask.preprocess.context import make_context
 from csst_dask.preprocess.inputs import input_channels, make_inputs
-from csst_dask.training.samples import Samples
+from csst_dask.training.samples import COLUMNS, Samples
 
 FORMAT = "csst_dask.sample/2"
 
 INDEX = "samples.json"
 """File beside the samples that says what they are."""
-
-COLUMNS = ("n_star", "n_bright", "band", "field", "ra", "dec")
-"""What every file holds of a chip besides its tensors and scalars."""
 
 
 def export_samples(samples: Samples, folder: Path, kind: str) -> Iterator[Path]:

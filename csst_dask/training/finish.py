@@ -25,6 +25,7 @@ from csst_dask.training.cache import BLOCK, make_block
 from csst_dask.training.describe import (
     describe_architecture,
     describe_budget,
+    describe_command,
     describe_data,
     describe_split,
     describe_training,
@@ -115,6 +116,7 @@ def finish(
     data: str = "",
     command: str = "",
     hardware: str = "",
+    parts: int = 1,
 ) -> FitResult:
     """Round a trained network to what is stored, calibrate and measure it, and write it with its model card.
 
@@ -132,6 +134,8 @@ def finish(
         Folder for ``<task>.safetensors`` and ``<task>.md``.
     data, command, hardware : str
         For the model card: where the chips come from, how to repeat this, and what it ran on.
+    parts : int
+        Micro-batches of a step.
 
     Returns
     -------
@@ -145,7 +149,7 @@ def finish(
     found = {part: predict_rows(run, module, device, getattr(run.split, part)) for part in ("validation", "test")}
     calibration = _calibrate(run, found["validation"])
     metrics = _scores(run, found["test"], calibration.get("temperature", 1.0))
-    metadata = _describe(run, metrics, len(history), best) | calibration
+    metadata = _describe(run, metrics, len(history), best, parts) | calibration
     weights, card = out / f"{name}.safetensors", out / f"{name}.md"
     write_model_card(
         card,
@@ -153,11 +157,10 @@ def finish(
         network=describe_architecture(run, module),
         data=describe_data(run, data),
         split=describe_split(run),
-        training=describe_training(run, len(history), best),
+        training=describe_training(run, len(history), best, parts),
         budget=describe_budget(run, len(history), sum(epoch["seconds"] for epoch in history), hardware),
         metrics=metrics,
-        command=command
-        or f"csst-dask train {name} --recipe {run.config.recipe} --arch {run.network['arch']} --store STORE --out DIR",
+        command=command or describe_command(run, parts),
         limits=LIMITS[name],
         checksum=save_weights(module, weights, metadata),
     )
@@ -215,7 +218,7 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
     rows, targets = run.split.validation, run.targets
     known: dict[str, Any] = {}
     if "strangeness" in found:
-        known["strangeness_limit"] = float(np.quantile(found["strangeness"], USUAL))
+        known["strangeness_limit"] = _usual(found["strangeness"])
     if run.task.name == "classifier":
         known["temperature"] = best_temperature(partial(_chances, found), targets.density_class[rows])
     for name, truth in (("star", targets.log_star[rows]), ("bright", targets.log_bright[rows])):
@@ -225,13 +228,24 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
     return known
 
 
+def _usual(strangeness: NDArray[np.floating]) -> float:
+    """What `USUAL` of the chips stay below whose context varies as that of the training chips does."""
+    finite = strangeness[np.isfinite(strangeness)]
+    if not len(finite):
+        raise ConfigError(
+            f"all {len(strangeness)} validation chips have a context, such as an exposure time, that no training chip "
+            "has, so that chips unlike the training cannot be told; give stores whose fields have these in common"
+        )
+    return float(np.quantile(finite, USUAL))
+
+
 def _chances(found: Mapping[str, NDArray], temperature: float) -> NDArray[np.float32]:
     """(n, 6) logarithms of the probabilities of the classes."""
     answer = {key: torch.from_numpy(found[key]) for key in found.keys() & {"logits", "star", "star_scale"}}
     return class_log_chance(answer, temperature).numpy()
 
 
-def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int) -> dict[str, Any]:
+def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int, parts: int) -> dict[str, Any]:
     """Metadata of the weights."""
     bands = set(run.samples.band[run.split.train].tolist())
     found = run.network | {
@@ -241,9 +255,9 @@ def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, be
             "epochs": epochs,
             "best_epoch": best,
             "chips": {name: len(getattr(run.split, name)) for name in ("train", "validation", "test")},
-            "config": json.loads(run.config.model_dump_json(exclude=HOW)),
+            "config": json.loads(run.config.model_dump_json(exclude=HOW)) | {"parts": parts},
         },
-        "split": record_split(run.samples, run.split, run.config.seed),
+        "split": record_split(run.samples, run.split, run.config.seed, run.config.split),
     }
     return found | ({"context_sha256": context_definition()} if run.network["context"] else {})
 

@@ -20,7 +20,7 @@ from csst_dask.training.checkpoint import load_checkpoint, save_checkpoint, tidy
 from csst_dask.training.describe import describe_hardware
 from csst_dask.training.finish import FitResult, finish
 from csst_dask.training.loop import Loop, Progress, Stopped
-from csst_dask.training.ranks import Ranks, joined
+from csst_dask.training.ranks import MEETING, Ranks, joined
 from csst_dask.training.recipes import task_named
 from csst_dask.training.run import Run, plan_run
 from csst_dask.training.samples import Samples
@@ -40,15 +40,16 @@ def fit(
     data: str = "",
     command: str = "",
     inputs: Path | None = None,
+    parts: int | None = None,
     watch: Callable[[dict[str, float]], None] | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train a network, keep what was best on the validation chips, measure it on the test chips, write it.
 
     Called again with the same arguments it goes on after the last checkpoint, and with the same result as if
-    it had not stopped; once finished it returns at once. Where the environment names several ranks (as torchrun
-    does), this process is one of them. Torch's global generators are left as they were. While it takes steps, SIGINT
-    and SIGTERM end it after the one at hand with a checkpoint.
+    it had not stopped (other threads or another device round otherwise); once finished it returns at once. Where the
+    environment names several ranks (as torchrun does), this process is one of them. Torch's global generators are left
+    as they were. While it takes steps, SIGINT and SIGTERM end it after the one at hand with a checkpoint.
 
     Parameters
     ----------
@@ -73,6 +74,8 @@ def fit(
         Where the samples come from and how to repeat this, for the model card.
     inputs : Path, optional
         Folder of inputs that several trainings share; by default one in ``out`` that goes when this is finished.
+    parts : int, optional
+        Micro-batches of a step where neither a checkpoint nor ``config`` says so; by default one for each rank.
     watch : callable, optional
         Called with each line of the log, by name; what it raises ends the training.
     alive : callable
@@ -95,10 +98,12 @@ def fit(
     with _threads(_useful_threads(run, threads)):
         with joined(device, config.timeout) as ranks:
             alive()
-            state = ranks.share(partial(load_checkpoint, checkpoint, run.fingerprint_beside))
+            state = ranks.share(partial(load_checkpoint, checkpoint, run.fingerprint_beside, lambda: run.settings))
+            stored = _stored_parts(state, config, out)
             finished, history, stopped = bool(state and state["finished"]), [], None
             if not finished:
-                loop = _prepare(run, ranks, out, inputs or out / "inputs", state, alive)
+                parts = stored or config.parts or parts or ranks.world
+                loop = _prepare(run, ranks, out, inputs or out / "inputs", parts, bool(state), alive)
                 loop.progress, loop.watch = progress, watch
                 stopped = _learn(loop, state)
                 history, module, best = loop.history, loop.module, loop.best
@@ -108,9 +113,9 @@ def fit(
         if not finished and ranks.first:
             module.load_state_dict(best)
             hardware = describe_hardware(ranks.device, ranks.world)
-            finish(run, module, ranks.device, history, out, data, command, hardware)
-            ended = {"fingerprint": run.fingerprint, "pretrained": run.pretrained, "finished": True}
-            save_checkpoint(checkpoint, ended)
+            finish(run, module, ranks.device, history, out, data, command, hardware, parts or 1)
+            ended = {"fingerprint": run.fingerprint, "settings": run.settings, "pretrained": run.pretrained}
+            save_checkpoint(checkpoint, ended | {"parts": parts, "finished": True})
     if ranks.first:
         tidy(checkpoint)
         if inputs is None:
@@ -120,16 +125,27 @@ def fit(
     return FitResult.from_folder(out, task)
 
 
-def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None, alive: Callable[[], None]) -> Loop:
+def _stored_parts(state: dict | None, config: TrainingConfig, out: Path) -> int | None:
+    """Micro-batches of a step that a training began with: they decide what comes out."""
+    stored = (state or {}).get("parts")
+    if stored and config.parts not in (None, stored):
+        raise ConfigError(
+            f"training.parts: found {config.parts} for the training in {out}, which took {stored} micro-batches a "
+            f"step; expected {stored}: leave it out, or choose another folder"
+        )
+    return stored
+
+
+def _prepare(
+    run: Run, ranks: Ranks, out: Path, inputs: Path, parts: int, begun: bool, alive: Callable[[], None]
+) -> Loop:
     """The first rank makes the inputs while the others wait for it."""
     config = run.config
-    stored = (state or {}).get("parts")
-    parts = stored or config.parts or ranks.world
     step = min(config.batch, run.visits)
-    if stored and ranks.world > stored:
+    if begun and ranks.world > parts:
         raise ConfigError(
-            f"found {ranks.world} ranks for a training that began with {stored} micro-batches a step; expected no more "
-            f"ranks than these: give --ranks {stored}, or another folder to begin anew"
+            f"found {ranks.world} ranks for a training that began with {parts} micro-batches a step; expected no more "
+            f"ranks than these: give --ranks {parts}, or another folder to begin anew"
         )
     if ranks.world > parts or step < 2 * parts:
         raise ConfigError(
@@ -141,7 +157,7 @@ def _prepare(run: Run, ranks: Ranks, out: Path, inputs: Path, state: dict | None
     folder = inputs / run.inputs_key
     if ranks.first:
         InputCache.fill(folder, run.samples, run.visited, run.inputs, alive)
-    cache = InputCache.open(folder, run.samples, run.visited)
+    cache = InputCache.open(folder, run.samples, run.visited, max(MEETING, config.timeout))
     ranks.meet()
     module = run.build(cache, ranks.device)
     module.register_forward_hook(lambda *_: alive())  # in training, in validation and when it is measured

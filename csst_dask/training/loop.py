@@ -137,6 +137,7 @@ class Loop:
         if self.ranks.first:
             state = {
                 "fingerprint": self.fingerprint,
+                "settings": self.run.settings,
                 "finished": False,
                 "parts": self.parts,
                 "stage": self.stage,

@@ -29,7 +29,7 @@ EVERY = 0.5
 
 
 def write_spec(path: Path, **spec: Any) -> Path:
-    """Write what a rank is to do: ``task``, ``store`` (or several), ``out``, ``config``, ``data``, ``command``."""
+    """Write what a rank is to do: ``task``, ``store`` (or several) and what `fit` takes but for callables."""
     path.parent.mkdir(parents=True, exist_ok=True)
     end_of(path).unlink(missing_ok=True)
     path.write_text(json.dumps(spec, indent=1))
@@ -100,7 +100,7 @@ def _train(path: Path) -> tuple[int, str]:
     try:
         samples = load_samples(spec["store"], config.bands)
         split = samples.split(config.seed, config.split, config.chips)
-        about = {name: spec[name] for name in ("data", "command")}
+        about = {name: spec[name] for name in ("data", "command", "parts")}
         fit(spec["task"], samples, split, config, Path(spec["out"]), teller, alive=teller.alive, **about)
     except ConfigError as error:
         return WRONG, str(error)

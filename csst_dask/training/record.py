@@ -22,7 +22,31 @@ MOST_CENTRES = 10_000
 """Most positions that are recorded."""
 
 
-def record_split(samples: Samples, split: Split, seed: int) -> dict[str, Any]:
+def kind_of_split(samples: Samples, split: Split, how: str) -> str:
+    """Whether sets share no patch of sky.
+
+    Parameters
+    ----------
+    samples : Samples
+    split : Split
+    how : str
+        ``field`` or ``random``, as it was asked for.
+
+    Returns
+    -------
+    str
+        ``field`` if that was asked for and no test chip stands in a field, or within `SEPARATION`, of one that was
+        learned from; else ``random``.
+    """
+    learned, test = np.concatenate([split.train, split.validation]), split.test
+    if how == "random" or np.isin(samples.field[test], samples.field[learned]).any():
+        return "random"
+    tree = cKDTree(unit_vectors(samples.ra[learned], samples.dec[learned]))
+    distance, _ = tree.query(unit_vectors(samples.ra[test], samples.dec[test]))
+    return "field" if (distance > 2 * np.sin(np.radians(SEPARATION) / 2)).all() else "random"
+
+
+def record_split(samples: Samples, split: Split, seed: int, how: str = "field") -> dict[str, Any]:
     """What tells later which chips a network may be judged on; for the metadata of its weights.
 
     Parameters
@@ -32,28 +56,30 @@ def record_split(samples: Samples, split: Split, seed: int) -> dict[str, Any]:
         Rows that it learned from (training and validation) and the others.
     seed : int
         That made the split.
+    how : str
+        ``field`` or ``random``, as it was asked for.
 
     Returns
     -------
     dict
-        ``kind`` (``field`` if no field stands on both sides, else ``random``), ``seed``; ``bands`` of the chips that
-        were divided, and number and SHA-256 (`checksum_chips`) of those of each of their ``stores``; ``test_fields``,
-        or for a random split ``test_rows`` among all these chips; ``centres`` (ra, dec, deg): every chip that was
-        learned from lies within ``radius`` (deg) of one; ``separation``, within which of these sky counts as seen, deg.
+        ``kind`` (`kind_of_split`), ``seed``; ``bands`` of the chips that were divided, and number and SHA-256
+        (`checksum_chips`) of those of each of their ``stores``; ``test_fields``, or for a random split ``test_rows``
+        among all these chips; ``centres`` (ra, dec, deg): every chip that was learned from lies within ``radius`` (deg)
+        of one; ``separation``, within which of these sky counts as seen, deg.
     """
     learned = np.concatenate([split.train, split.validation])
-    shared = np.isin(samples.field[split.test], samples.field[learned]).any()
+    kind = kind_of_split(samples, split, how)
     centres, radius = cover(samples.ra[learned], samples.dec[learned])
     return {
-        "kind": "random" if shared else "field",
+        "kind": kind,
         "seed": seed,
         "bands": sorted(set(samples.band.tolist())),
         "stores": [
             {"chips": size, "chips_sha256": checksum}
             for size, checksum in zip(samples.sizes or (len(samples),), samples.checksums, strict=True)
         ],
-        "test_fields": [] if shared else np.unique(samples.field[split.test]).tolist(),
-        "test_rows": split.test.tolist() if shared else [],
+        "test_fields": np.unique(samples.field[split.test]).tolist() if kind == "field" else [],
+        "test_rows": split.test.tolist() if kind == "random" else [],
         "centres": centres,
         "radius": radius,
         "separation": SEPARATION,

@@ -32,7 +32,7 @@ from csst_dask.training.stages import (
     pretrained_file,
 )
 
-HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes", "parts"}
+HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes"}
 """Settings that say how a training is carried out, and not what comes out of it."""
 
 
@@ -137,7 +137,7 @@ class Run:
 
     def _settings(self, pretrained: str | None, finished: bool = True) -> dict[str, Any]:
         on_the_way = {"epochs"} if self.open_ended and not finished else set()
-        settings = self.config.model_dump(mode="json", exclude=HOW | on_the_way)
+        settings = self.config.model_dump(mode="json", exclude=HOW | {"parts"} | on_the_way)
         known = {"arch": self.network["arch"], "pretrained": pretrained}
         return {"task": self.task.name, "crowded": self.crowded} | settings | known
 

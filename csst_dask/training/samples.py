@@ -15,10 +15,13 @@ from csst_dask.errors import ConfigError
 from csst_dask.preprocess.inputs import SCALARS
 from csst_dask.schema import BANDS, CHANNELS, density_class
 from csst_dask.training.record import checksum_chips
-from csst_dask.training.split import Split, refuse_common_fields, some_fields, split_at_random, split_by_field
+from csst_dask.training.split import Split, refuse_common_chips, some_fields, split_at_random, split_by_field
 
 if TYPE_CHECKING:
     import zarr
+
+COLUMNS = ("n_star", "n_bright", "band", "field", "ra", "dec")
+"""What is known of each chip beside its maps."""
 
 
 class Maps(Protocol):
@@ -140,7 +143,7 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
     Raises
     ------
     ConfigError
-        If a store cannot be opened, is of another kind, or has no such chip; if two have a field in common, or maps of
+        If a store cannot be opened, is of another kind, or has no such chip; if two have a chip in common, or maps of
         different sizes.
     """
     stores = [store] if isinstance(store, str | Path) else list(store)
@@ -151,7 +154,7 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
         if part.reduced.shape[1:] != parts[0].reduced.shape[1:]:
             found, expected = part.reduced.shape[1:], parts[0].reduced.shape[1:]
             raise ConfigError(f"the maps of {one} are {found}, those of {stores[0]} {expected}; reduce them alike")
-    refuse_common_fields(stores, [part.field for part in parts])
+    refuse_common_chips(stores, [{name: getattr(part, name) for name in COLUMNS} for part in parts])
 
     def joined(name: str) -> NDArray:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -160,7 +163,7 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
     return Samples(
         reduced=JoinedMaps(tuple(part.reduced for part in parts)),
         scalars={name: np.concatenate([part.scalars[name] for part in parts]) for name in names},
-        **{name: joined(name) for name in ("band", "n_star", "n_bright", "field", "ra", "dec")},
+        **{name: joined(name) for name in COLUMNS},
         sizes=tuple(map(len, parts)),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,27 +123,28 @@ def split_at_random(classes: ArrayLike, *, seed: int = 0, fractions: tuple[float
     return Split(*(np.sort(part) for part in np.split(order, ends[:2])))
 
 
-def refuse_common_fields(names: Sequence[str | Path], fields: Sequence[NDArray]) -> None:
-    """See that no two surveys have a field in common.
+def refuse_common_chips(names: Sequence[str | Path], chips: Sequence[Mapping[str, NDArray]]) -> None:
+    """See that no two surveys have a chip in common.
 
     Parameters
     ----------
     names : sequence of str or Path
         Of the surveys.
-    fields : sequence of str arrays
-        Field of each of their chips.
+    chips : sequence of mappings
+        ``field``, ``band``, ``ra``, ``dec`` (deg), ``n_star`` and ``n_bright``, which tell what a chip is.
 
     Raises
     ------
     ConfigError
         Names the first two that do.
     """
-    for k, (name, field) in enumerate(zip(names, fields, strict=True)):
-        for other, before in zip(names[:k], fields[:k], strict=True):
-            if shared := np.intersect1d(field, before).tolist():
+    known = [set(zip(*(values.tolist() for _, values in sorted(columns.items())), strict=True)) for columns in chips]
+    for k, name in enumerate(names):
+        for other, before in zip(names[:k], known[:k], strict=True):
+            if shared := len(known[k] & before):
                 raise ConfigError(
-                    f"{other} and {name} both have the field {shared[0]} ({len(shared)} in common): are they the same "
-                    "chips? Name each survey once"
+                    f"{other} and {name} have {shared} chips in common, alike in field, band, place and counts; name "
+                    "each survey once, and each chip in one of them"
                 )
 
 
