@@ -220,7 +220,7 @@ def test_baselines_learn_from_stores_that_are_left_and_from_none_twice(client, s
     assert "survey.zarr, 0 chips" in note
     assert f"survey.zarr, {len(others.apart_from(judged, 1.5))} chips" in note
     assert try_trees(client, [judged], [judged], config, None, None)[0] == []
-    with pytest.raises(ConfigError, match="both have the field"):
+    with pytest.raises(ConfigError, match="chips in common"):
         open_distinct([store, store])
 
 
