@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from csst_dask.config import EPOCHS, Config, IngestConfig, MaskConfig, build_config, load_config, with_settings
+from csst_dask.config.reference import reference
 from csst_dask.errors import ConfigError
 from csst_dask.schema import MASK_MEANINGS, Mask
 
@@ -175,3 +176,20 @@ def test_ghosts_are_valid_by_default_and_nothing_else():
 def test_chunks_divide_the_default_frame():
     config = IngestConfig()
     assert all(size % chunk == 0 for size, chunk in zip(config.frame, config.chunks, strict=True))
+
+
+def test_the_page_of_all_settings_is_what_the_code_says():
+    page = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == reference(), (
+        "python -m csst_dask.config.reference > docs/configuration.md"
+    )
+    assert "|  |\n" not in reference()  # every setting says what it is
+
+
+def test_a_misspelt_setting_is_told_with_what_there_is():
+    with pytest.raises(ConfigError, match=r"training\.learning_rat: .*did you mean learning_rate\? \(found 0\.1\)"):
+        build_config({"training": {"learning_rat": 0.1}}, "file")
+    with pytest.raises(ConfigError, match=r"routing\.xyz: .*expected one of min_bright, min_confidence, missed_cost"):
+        build_config({"routing": {"xyz": 1}}, "file")
+    with pytest.raises(ConfigError, match=r"cluster\.slurm\.memry: .*did you mean memory\?"):
+        build_config({"cluster": {"slurm": {"memry": "4GiB"}}}, "file")

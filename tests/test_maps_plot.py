@@ -113,12 +113,19 @@ def test_a_nearly_empty_field_does_not_take_the_colours_of_the_others():
     density[0] = 0
     ds["bright_star_density"][0], ds["bright_star_density_error"][0] = density, np.where(density > 1, 500.0, 1.0)
     figure = plot_map(ds)
-    assert "no star, so no relative error" in "".join(text.get_text() for text in figure.texts)
-    assert "no star" not in "".join(text.get_text() for text in plot_map(a_map(SIX[:2])).texts)
+    assert "less than 1 star in a deg²" in "".join(text.get_text() for text in figure.texts)
+    assert "less than 1 star" not in "".join(text.get_text() for text in plot_map(a_map(SIX[:2])).texts)
     bars = {ax.get_title().split(" [")[0]: ax.get_xlim() for ax in figure.axes if "[" in ax.get_title()}
-    assert bars["error of the density"] == (0, 100)
+    assert bars["error of the density"] == (0, 5)
     assert bars["stars with mag < 23.5"] == pytest.approx((1, 1e4))
     arrows = [len(ax.patches) for ax in figure.axes if "[" in ax.get_title()]
-    assert arrows == [1, 1], "an arrow where a scale ends before the values do"
+    assert arrows == [1, 0], "an arrow where a scale ends before the values do"
+    ds["bright_star_density"][0] = np.where(density > 1, 1e4, 2.0)
+    ds["bright_star_density_error"][0] = np.where(density > 1, 500.0, 9.0)
+    figure = plot_map(ds)
+    bars = {
+        ax.get_title().split(" [")[0]: (ax.get_xlim(), len(ax.patches)) for ax in figure.axes if "[" in ax.get_title()
+    }
+    assert bars["error of the density"] == ((0, 100), 1)
     plain = plot_map(a_map(SIX[:2]))
     assert not any(ax.patches for ax in plain.axes if "[" in ax.get_title())

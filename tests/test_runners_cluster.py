@@ -13,7 +13,7 @@ from distributed import LocalCluster, wait
 from csst_dask.config import ClusterConfig, SlurmConfig
 from csst_dask.errors import ConfigError, RunEnded
 from csst_dask.runners import cluster, doctor
-from csst_dask.runners.cluster import connect, known_workers, reporting
+from csst_dask.runners.cluster import GUARD, connect, known_workers, reporting
 from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
 from csst_dask.runners.settings import SETTINGS, exports
 from csst_dask.runners.slurm import job_options
@@ -240,3 +240,13 @@ def test_the_doctor_says_what_connect_would_do(gpus, tmp_path):
     assert doctor._slurm().verdict == "optional"
     assert all(finding.verdict in ("ok", "optional", "missing") for finding in found.values())
     assert not [finding.what for finding in found.values() if finding.verdict == "missing"]
+
+
+@pytest.mark.processes
+def test_a_script_without_the_guard_is_told_in_one_line(tmp_path):
+    """Every worker process imports it, and would start a cluster of its own."""
+    (tmp_path / "script.py").write_text("import csst_dask\ncsst_dask.connect(workers=1)\n")
+    found = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert found.stderr.rstrip().endswith(GUARD)
+    assert "bootstrapping" not in found.stderr

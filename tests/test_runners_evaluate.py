@@ -229,6 +229,26 @@ def test_weights_without_a_record_have_no_test_chips(client, store, weights, con
         judge_store(client, store, tmp_path, config, [weights], part="test")
 
 
+def test_the_command_tells_the_scores_that_matter_most(store, trained, tmp_path):
+    words = [
+        "evaluate",
+        "--store",
+        store,
+        "--weights",
+        str(trained[0]),
+        "--part",
+        "test",
+        "--no-cost",
+        "--workers",
+        "1",
+    ]
+    said = CliRunner().invoke(app, [*words, "--out", str(tmp_path)]).output
+    accuracy = pd.read_csv(tmp_path / "overall.csv")["accuracy"]
+    assert f"right class: {100 * accuracy[0]:.1f} ± " in said
+    assert f"{100 * accuracy[1]:.1f} ± " in said
+    assert f"bright stars: mean absolute error {pd.read_csv(tmp_path / 'bright.csv')['mae'][0]:.4f} ± " in said
+
+
 def test_the_command_refuses_what_it_cannot_do(store, tmp_path, weights):
     words = ["evaluate", "--store", store, "--out", str(tmp_path)]
     result = CliRunner().invoke(app, [*words, "--dataset", "--weights", str(weights)])

@@ -80,7 +80,25 @@ def evaluate(
             client, store, out.resolve(), chosen, [*weights] if weights else [None], part=part.value,
             baselines=baselines or (), pixel_stores=pixel_stores, costs=cost, stages=stages,
         )  # fmt: skip
-    console.print(f"evaluation: {page}", highlight=False, soft_wrap=True, markup=False)
+    for line in (*_headlines(page.parent), f"evaluation: {page}"):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _headlines(folder: Path) -> list[str]:
+    """The two scores that matter most, of the principal networks, from the tables of a judgement."""
+    import pandas as pd
+
+    overall = pd.read_csv(folder / "overall.csv").set_index("weighting")
+    shares = [
+        f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_error']:.1f} % {words}"
+        for name, words in (("flat", "as the chips come"), ("published", "with the published shares"))
+        if not pd.isna((row := overall.loc[name])["accuracy"])
+    ]
+    lines = [f"right class: {', '.join(shares)}"]
+    if (folder / "bright.csv").exists():
+        row = pd.read_csv(folder / "bright.csv").set_index("part").loc["flat"]
+        lines.append(f"bright stars: mean absolute error {row['mae']:.4f} ± {row['mae_error']:.4f} dex")
+    return lines
 
 
 def describe(store: str, out: Path) -> None:

@@ -137,6 +137,7 @@ def train(
             for name, words in MEASURES.items()
             if name in result.metrics
         ),
+        *result.warnings,
         f"weights: {result.weights}",
         f"model card: {result.card}",
     ]

@@ -26,6 +26,7 @@ class SlurmConfig(Section):
     queue: str | None = None
     """Partition."""
     account: str | None = None
+    """That is charged."""
     name: str = "csst-dask"
     """Of the jobs."""
     interface: str | None = None
@@ -82,9 +83,9 @@ class ClusterConfig(Section):
     workers: int | None = Field(None, ge=1)
     """Worker processes of a cluster of our own; by default one per core or GPU."""
     minimum: int | None = Field(None, ge=0)
+    """Instead of ``workers``: a cluster of our own grows and shrinks with its work, down to so many; by default one."""
     maximum: int | None = Field(None, ge=1)
-    """Instead of ``workers``: a cluster of our own grows and shrinks with its work, between these numbers. By default
-    at least one, and at most one per core or GPU."""
+    """Up to so many workers; by default one per core or GPU."""
     slurm: SlurmConfig | None = None
     """A cluster of our own has its workers in SLURM jobs."""
     dashboard: str = ":0"

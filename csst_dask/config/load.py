@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import ValidationError
 
 from csst_dask.config.cluster import ClusterConfig
-from csst_dask.config.section import Section
+from csst_dask.config.section import Section, section_in
 from csst_dask.config.sections import (
     DOWNLOAD,
     ExecutionConfig,
@@ -21,6 +23,9 @@ from csst_dask.config.sections import (
 )
 from csst_dask.config.simulation import SimulationConfig
 from csst_dask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class Config(Section):
@@ -64,11 +69,26 @@ def build_config(data: dict, source: str = "configuration") -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {item['msg']}"
+            f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {_expected(item)}"
             + (f" (found {item['input']!r})" if not isinstance(item["input"], dict) else "")
             for item in error.errors()
         ]
         raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from None
+
+
+def _expected(item: ErrorDetails) -> str:
+    """What is wrong with a field, and what there could be."""
+    if item["type"] != "extra_forbidden":
+        return item["msg"].removeprefix("Value error, ")
+    *sections, name = (str(part) for part in item["loc"])
+    place: type[Section] = Config
+    for section in sections:
+        place = section_in(place.model_fields[section].annotation) or place
+    names = list(place.model_fields)
+    close = get_close_matches(name, names, n=1)
+    return "there is no such setting; " + (
+        f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
+    )
 
 
 def with_settings(config: Config, settings: dict[str, object], source: str = "options") -> Config:

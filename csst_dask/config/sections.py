@@ -154,8 +154,11 @@ class MapConfig(Section):
     out: Path | None = None
     """Zarr map."""
     png: Path | None = None
+    """Picture of it."""
     fits: Path | None = None
+    """HEALPix FITS file of it, a table for each band."""
     moc: Path | None = None
+    """FITS file with the MOC of what was seen."""
 
     @field_validator("nside")
     @classmethod
@@ -188,13 +191,17 @@ class TrainingConfig(Section):
     batch: int = Field(32, ge=2)
     """Chips per step."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW, at its largest."""
     weight_decay: float = Field(1e-2, ge=0)
+    """Of AdamW."""
     clip: float = Field(1.0, gt=0)
     """Largest L2 norm of a gradient."""
     mse_weight: float = Field(1.0, ge=0)
+    """Of the squared error in the loss of the paper's regressor."""
     mae_weight: float = Field(1.0, ge=0)
+    """Of the absolute error there."""
     relative_weight: float = Field(0.1, ge=0)
-    """Weights of squared, absolute and relative squared error in the loss of the paper's regressor."""
+    """Of the squared relative error there."""
     pretrained: Literal["download"] | Path | None = None
     """ImageNet weights of the regressor's backbone: a file of torchvision, or ``download`` for the one that torch's
     cache holds or fetches; without it the paper's stages make one."""
@@ -219,6 +226,7 @@ class TrainingConfig(Section):
     patience: int = Field(15, ge=1)
     """Epochs without a better validation loss before training stops."""
     seed: int = Field(0, ge=0)
+    """Of the division into sets, the first weights, the order of the chips and all noise."""
     split: Literal["field", "random"] = "field"
     """How chips are divided into sets: so that no patch of sky is in two of them, or at random as in the paper, for
     comparison with it only."""

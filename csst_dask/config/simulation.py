@@ -48,6 +48,7 @@ class SimulationConfig(Section):
     empty: float = Field(0.0, ge=0, le=1)
     """Share of the exposures that lie outside of it: no stars at all."""
     cosmic_rays: bool = True
+    """Tracks of charged particles."""
     defects: bool = True
     """Hot, warm and dead pixels and bad columns."""
     trails: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from csst_dask.schema import CLASS_BORDERS, CLASS_EDGES, CLASS_LABELS, N_CLASSES
 
 SERIES = ((SECOND, "o"), (ACCENT, "s"), (INK, "^"), ("#d9a441", "D"), ("#5aa89a", "v"), (QUIET, "P"))
 """Colour and marker of each of several series: told apart without colour too."""
+RIGHT = np.eye(N_CLASSES, dtype=bool)
+"""Cells of the confusion matrix of chips whose class is right."""
 NEAR = 0.1
 """Chips this close to a class edge are near it, dex."""
 CLEAR = 0.13
@@ -84,7 +87,11 @@ def plot_losses(logs: Mapping[str, pd.DataFrame], path: Path) -> None:
         rate.set_ylabel("learning rate (dotted)", fontsize=8, color=QUIET)
         rate.tick_params(labelsize=7, colors=QUIET, which="both")
         rate.spines[["top", "left", "right"]].set_visible(False)
-        tidy(axis, f"{name}: validation loss {losses[best, 1]:.4g} after epoch {epochs[best]}")
+        where, _, task = name.rpartition(": ")
+        tidy(
+            axis,
+            f"{shorten(where, 40)}: {task}\nleast validation loss {losses[best, 1]:.4g}, after epoch {epochs[best]}",
+        )
         axis.legend(frameon=False, fontsize=8)
     save(figure, path)
 
@@ -108,7 +115,8 @@ def plot_confusion(judged: Judged, path: Path) -> None:
         (left, count, np.log1p(count) / np.log1p(max(count.max(), 1)), f"{len(judged):,} chips, {wrong:,} wrong"),
         (right, 100 * share, np.sqrt(share), "shares of each true class, per cent"),
     ):
-        axis.imshow(shade, cmap="Blues", vmin=0, vmax=1.15)
+        axis.imshow(np.ma.masked_where(~RIGHT, shade), cmap="Blues", vmin=0, vmax=1.15)
+        axis.imshow(np.ma.masked_where(RIGHT, shade), cmap="Reds", vmin=0, vmax=1.15)
         for (i, j), n in np.ndenumerate(values):
             if count[i, j]:
                 text = f"{n:,}" if values is count else f"{n:.1f}"

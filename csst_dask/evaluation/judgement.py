@@ -30,8 +30,8 @@ from csst_dask.evaluation.weighting import WEIGHTINGS, weigh
 
 ERRORS = (
     "Every ± is one standard error: the scatter of the score over {draws} samples that are drawn, field by field and "
-    "with replacement, from the {fields} sky fields of these chips. An error of 0 says that all chips agree, not that "
-    "the score is exact; few fields make errors too small."
+    "with replacement, from the {fields} sky fields of these chips. An error of 0 says that all chips agree, "
+    "or lie in one field, not that the score is exact; few fields make errors too small."
 )
 
 

@@ -37,6 +37,10 @@ MAX_CELLS = 40_000
 """A finer map is degraded before it is drawn."""
 MAX_BYTES = 1_000_000
 """Largest PNG."""
+OUTLINED = 100
+"""Cells of a panel that are drawn one by one at most; of more, the outlines would be a pattern of their own."""
+SEAMLESS: dict[str, Any] = {"linewidths": 0, "antialiaseds": False}
+"""Cells without outlines, and without gaps between them."""
 _PANEL = 2.75  # inch
 _HEADER = 2.3  # inch
 _DENSITY = ListedColormap(colormaps["magma"](np.linspace(0.08, 0.9, 256)))
@@ -44,7 +48,7 @@ _DENSITY = ListedColormap(colormaps["magma"](np.linspace(0.08, 0.9, 256)))
 MOST_ERROR = 100.0
 """Errors beyond this are drawn as this, per cent: nothing is known then, and the others need the colours."""
 LEAST_DENSITY = 1.0
-"""Densities below this are drawn as this, deg-2: one star in thirty frames."""
+"""Densities below this are drawn as this, and their relative errors not at all, deg-2: one star in thirty frames."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _columns(ds: xr.Dataset, true_density: NDArray[np.float64] | None) -> list[_
             {float(k): name for k, name in enumerate(names)},
         )
     )
-    known = np.isfinite(density) & (density > 0)
+    known = np.isfinite(density) & (density >= LEAST_DENSITY)
     relative = 100 * np.divide(error, density, out=np.full(density.shape, np.nan), where=known)
     top = float(np.nanmax(relative)) if np.isfinite(relative).any() else 1.0
     errors = Normalize(0, float(np.clip(top, 1.0, MOST_ERROR)))
@@ -199,14 +203,14 @@ def _panel(ax: Axes, ds: xr.Dataset, grid: HealpixGrid, patch: Patch, band: int,
     ax.set_facecolor("0.97")
     if not known.all():
         grey = np.tile([0.8, 0.8, 0.8, 1.0], (int((~known).sum()), 1))
-        style: dict[str, Any] = {} if patch.all_sky else {"hatch": "////", "edgecolors": "0.6"}
-        draw_cells(ax, patch, grid, cells[here][~known], grey, **style)
+        hatched: dict[str, Any] = {"hatch": "////", "edgecolors": "0.6"}
+        draw_cells(ax, patch, grid, cells[here][~known], grey, **(SEAMLESS if (~known).sum() > OUTLINED else hatched))
     if known.any():
         colours = column.cmap(column.norm(np.maximum(values[known], column.norm.vmin or 0.0)))
         if not patch.all_sky:
             colours[:, 3] = 0.4 + 0.6 * coverage[known]
-        line = {"linewidths": 0.4, "edgecolors": (0, 0, 0, 0.2)} if known.sum() < 2000 else {"linewidths": 0}
-        draw_cells(ax, patch, grid, cells[here][known], colours, **line)
+        line: dict[str, Any] = {"linewidths": 0.4, "edgecolors": (0, 0, 0, 0.2)}
+        draw_cells(ax, patch, grid, cells[here][known], colours, **(SEAMLESS if known.sum() > OUTLINED else line))
 
 
 def _colour_bar(figure: Figure, column: _Column, corner: tuple[float, float], width: float, height: float) -> None:
@@ -244,8 +248,8 @@ def _header(
         lines.append("cells fade where they are partly covered")
     if (np.isnan(ds["bright_star_density"].values) & (ds["n_chips"].values > 0)).any():
         lines.append("grey: too crowded, not counted")
-    if (ds["bright_star_density"].values == 0).any():
-        lines.append("grey among the errors: no star, so no relative error")
+    if (ds["bright_star_density"].values < LEAST_DENSITY).any():
+        lines.append(f"grey among the errors: less than {LEAST_DENSITY:g} star in a deg²")
     figure.text(0.3 / width, 1 - 0.3 / height, "Star density", fontsize=15, fontweight="bold", va="top")
     figure.text(0.3 / width, 1 - 0.65 / height, "\n".join(lines), fontsize=8.5, va="top", linespacing=1.5, color="0.2")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ ANSWER = 30.0
 """Seconds in which a scheduler that was named answers."""
 
 HOST = "127.0.0.1"
+
+GUARD = "in a script call it below `if __name__ == '__main__':`, since every worker process imports the script"
 
 BUSY = "100ms"
 """A cluster of our own grows to as many workers as what is submitted keeps busy for so long."""
@@ -71,8 +74,12 @@ def connect(
         client = _join(config)
         why = "joined the scheduler that was named"
     else:
+        _refuse_import()
         dask.config.set(SETTINGS)
-        cluster, why = _start(config, share_gpus)
+        try:
+            cluster, why = _start(config, share_gpus)
+        except RuntimeError as error:
+            raise ConfigError(f"no cluster could be started here: {error}; {GUARD}") from None
         client = Client(cluster)
         _close_cluster_with(client, cluster)
     if not quiet:
@@ -84,6 +91,13 @@ def connect(
             client.close()
             raise
     return client
+
+
+def _refuse_import() -> None:
+    """A script without the guard starts a cluster in each worker that imports it; multiprocessing says so at length."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        print(f"csst_dask: {GUARD}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _start(config: ClusterConfig, share_gpus: bool) -> tuple[SpecCluster, str]:

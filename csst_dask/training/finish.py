@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class FitResult:
     """From 1; the weights are those of this epoch."""
     metrics: dict[str, tuple[float, float]]
     """Score -> (value, standard error by drawing fields) on the test chips."""
+    warnings: tuple[str, ...] = ()
+    """What a user should know of the network."""
 
     @classmethod
     def from_folder(cls, out: Path, task: str) -> FitResult:
@@ -104,6 +107,7 @@ class FitResult:
             training["epochs"],
             training["best_epoch"],
             metrics,
+            _warnings(metadata),
         )
 
 
@@ -150,7 +154,7 @@ def finish(
     calibration = _calibrate(run, found["validation"])
     metrics = _scores(run, found["test"], calibration.get("temperature", 1.0))
     metadata = _describe(run, metrics, len(history), best, parts) | calibration
-    weights, card = out / f"{name}.safetensors", out / f"{name}.md"
+    weights, card, warnings = out / f"{name}.safetensors", out / f"{name}.md", _warnings(metadata)
     write_model_card(
         card,
         metadata,
@@ -161,10 +165,10 @@ def finish(
         budget=describe_budget(run, len(history), sum(epoch["seconds"] for epoch in history), hardware),
         metrics=metrics,
         command=command or describe_command(run, parts),
-        limits=LIMITS[name],
+        limits=" ".join([LIMITS[name], *warnings]),
         checksum=save_weights(module, weights, metadata),
     )
-    return FitResult(weights, card, len(history), best, metrics)
+    return FitResult(weights, card, len(history), best, metrics, warnings)
 
 
 @torch.inference_mode()
@@ -226,6 +230,19 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
             scale = np.exp(found[f"{name}_scale"]) if f"{name}_scale" in found else None
             known[QUANTILES[name]] = residual_quantiles(truth, found[name], scale=scale)
     return known
+
+
+def _warnings(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Intervals that have no end for want of chips to calibrate them with."""
+    known = [metadata[name] for name in QUANTILES.values() if name in metadata]
+    open_ = sorted({
+        (float(level), found["n"]) for found in known for level, bounds in found["levels"].items() if None in bounds
+    })  # fmt: skip
+    return tuple(
+        f"Intervals of {100 * level:g} % have no end: {chips} validation chips are too few, "
+        f"{ceil(round(2 / (1 - level), 6)) - 1} are needed."
+        for level, chips in open_
+    )
 
 
 def _usual(strangeness: NDArray[np.floating]) -> float:
