@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -29,6 +28,8 @@ NEAR = 0.1
 """Chips this close to a class edge are near it, dex."""
 CLEAR = 0.13
 """Distance from the edge of the chip that shows a clear case (1343 stars at the edge of 1000), dex."""
+TITLE = 50
+"""Letters that fit above a panel."""
 BIN = 0.1
 """Width of the bins of star counts, dex."""
 
@@ -87,11 +88,8 @@ def plot_losses(logs: Mapping[str, pd.DataFrame], path: Path) -> None:
         rate.set_ylabel("learning rate (dotted)", fontsize=8, color=QUIET)
         rate.tick_params(labelsize=7, colors=QUIET, which="both")
         rate.spines[["top", "left", "right"]].set_visible(False)
-        where, _, task = name.rpartition(": ")
-        tidy(
-            axis,
-            f"{shorten(where, 40)}: {task}\nleast validation loss {losses[best, 1]:.4g}, after epoch {epochs[best]}",
-        )
+        short = name if len(name) <= TITLE else f"...{name[3 - TITLE :]}"
+        tidy(axis, f"{short}\nleast validation loss {losses[best, 1]:.4g} after epoch {epochs[best]}")
         axis.legend(frameon=False, fontsize=8)
     save(figure, path)
 
