@@ -114,11 +114,11 @@ def plot_confusion(judged: Judged, path: Path) -> None:
         (right, 100 * share, np.sqrt(share), "shares of each true class, per cent"),
     ):
         axis.imshow(np.ma.masked_where(~RIGHT, shade), cmap="Blues", vmin=0, vmax=1.15)
-        axis.imshow(np.ma.masked_where(RIGHT, shade), cmap="Reds", vmin=0, vmax=1.15)
+        axis.imshow(np.ma.masked_where(RIGHT | (count == 0), shade), cmap="Reds", vmin=0, vmax=1.15)
         for (i, j), n in np.ndenumerate(values):
             if count[i, j]:
                 text = f"{n:,}" if values is count else f"{n:.1f}"
-                colour = "white" if shade[i, j] > 0.6 else (INK if i == j else ACCENT)
+                colour = "white" if shade[i, j] > 0.6 else INK
                 weight = "normal" if i == j else "bold"
                 axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=9, fontweight=weight)
         ticks = [f"{k}\n({CLASS_LABELS[k]})" for k in range(N_CLASSES)]
