@@ -68,14 +68,13 @@ def plot_predicted_counts(judged: Judged, path: Path, of: str = "bright") -> Non
     if missing := int((~known).sum()):
         note.append(f"{missing:,} without count or truth")
     upper.text(0.03, 0.97, "\n".join(note), transform=upper.transAxes, va="top", fontsize=8.5, color=INK, bbox=PAPER)
-    if far.any():
-        text = f"{int(far.sum()):,} beyond ±{RESIDUAL:g} dex: at the border"
-        lower.text(0.97, 0.04, text, transform=lower.transAxes, ha="right", fontsize=8, color=INK, bbox=PAPER)
     upper.set(xlim=(-0.05, top * 1.02), ylim=(-0.05, top * 1.02), ylabel="predicted number on the chip")
     lower.set(ylim=(-1.08 * RESIDUAL, 1.08 * RESIDUAL), xlabel="true number on the chip", ylabel="residual, dex")
     _count_ticks(upper, top)
     bias = f"mean absolute residual {np.abs(residual).mean():.4f} dex, mean {residual.mean():+.4f} dex"
     tidy(upper, f"{NAMES[of]}: predicted against true; bright where chips crowd")
+    if far.any():
+        bias += f"; {int(far.sum()):,} beyond ±{RESIDUAL:g} dex, at the border"
     tidy(lower, bias if len(truth) else "")
     save(figure, path)
 

@@ -54,8 +54,8 @@ def show_classes(page: Page, judged: Judged, maps: Maps | None) -> None:
     )
     if maps is not None and near_edge(judged):
         caption = (
-            "As Figure 11: (a) a chip beyond the edge, rightly classified; (b) the wrongly classified chip nearest to "
-            "it; (c) a clear chip of its class. In the corner, the predicted class."
+            "As Figure 11: the wrongly classified chip nearest to an edge, between a rightly classified one beyond the "
+            "edge and a clear chip of its own class, where there are such. In the corner, the predicted class."
         )
         plot_near_edge(judged, maps, page.picture("near_edge", caption))
 
