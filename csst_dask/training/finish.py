@@ -234,15 +234,12 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
 
 def _warnings(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """Intervals that have no end for want of chips to calibrate them with."""
-    known = [metadata[name] for name in QUANTILES.values() if name in metadata]
-    open_ = sorted({
-        (float(level), found["n"]) for found in known for level, bounds in found["levels"].items() if None in bounds
-    })  # fmt: skip
-    return tuple(
-        f"Intervals of {100 * level:g} % have no end: {chips} validation chips are too few, "
-        f"{ceil(round(2 / (1 - level), 6)) - 1} are needed."
-        for level, chips in open_
-    )
+    [found] = [metadata[name] for name in QUANTILES.values() if name in metadata] or [{"levels": {}}]
+    levels = sorted(float(level) for level, bounds in found["levels"].items() if None in bounds)
+    if not levels:
+        return ()
+    names, needed = ", ".join(f"{100 * level:g}" for level in levels), ceil(round(2 / (1 - levels[-1]), 6)) - 1
+    return (f"Intervals of {names} % have no end: {found['n']} validation chips are too few, {needed} are needed.",)
 
 
 def _usual(strangeness: NDArray[np.floating]) -> float:
