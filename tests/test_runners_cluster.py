@@ -4,11 +4,13 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 import types
 
 import pytest
 from distributed import LocalCluster, wait
+from distributed.utils import LoopRunner
 
 from csst_dask.config import ClusterConfig, SlurmConfig
 from csst_dask.errors import ConfigError, RunEnded
@@ -250,3 +252,14 @@ def test_a_script_without_the_guard_is_told_in_one_line(tmp_path):
     assert found.returncode == 1
     assert found.stderr.rstrip().endswith(GUARD)
     assert "bootstrapping" not in found.stderr
+
+
+def test_a_closed_client_can_be_collected_whatever_dask_is_about():
+    """Collecting it closes it again; its thread may hold the lock of Dask's loops then."""
+    client = connect(workers=1, quiet=True)
+    client.close()
+    with LoopRunner._lock:
+        again = threading.Thread(target=client.close, daemon=True)
+        again.start()
+        again.join(10)
+        assert not again.is_alive()

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import dask
 from distributed import Client, LocalCluster, SpecCluster, get_client, performance_report
+from distributed.core import Status
 
 from csst_dask.config import ClusterConfig
 from csst_dask.errors import ConfigError
@@ -216,11 +217,13 @@ def _join(config: ClusterConfig) -> Client:
 
 
 def _close_cluster_with(client: Client, cluster: SpecCluster) -> None:
+    """Once: a client is closed again when it is collected, maybe while its thread holds the lock of Dask's loops, for
+    which closing a cluster would wait for ever."""
     close = client.close
 
     def close_both(*args: object, **kwargs: object) -> object:
         result = close(*args, **kwargs)
-        if not client.asynchronous:
+        if not client.asynchronous and cluster.status is not Status.closed:
             cluster.close(timeout=30)
         return result
 
