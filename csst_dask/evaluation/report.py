@@ -133,7 +133,9 @@ def plot_counts(table: pd.DataFrame, path: Path) -> None:
                 (some["bright_upper"] - y).clip(lower=0),
             ]
             left.errorbar(x, y, yerr=bounds, fmt="o", ms=5, lw=1, label=band)
-    left.set(xscale="log", yscale="log", xlabel="true bright stars (< 23.5 mag) on the chip", ylabel="predicted")
+    left.set(
+        xscale="log", yscale="log", xlabel="true bright stars (< 23.5 mag) on the chip; none at 0.5", ylabel="predicted"
+    )
     left.legend(frameon=False)
     count = np.zeros((6, 6), int)
     np.add.at(count, (table["true_class"].to_numpy(int), table["density_class"].to_numpy(int)), 1)

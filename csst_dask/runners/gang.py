@@ -101,12 +101,17 @@ def train_gang(
         except RanksStopped as stopped:
             raise KeyboardInterrupt(str(stopped)) from None
         except GangBroken as broken:
-            if attempt == restarts:
-                raise GangBroken(f"{broken}; given up after {restarts} restarts, run it again to go on") from None
-            tell(f"{broken}; starting again from the last checkpoint ({attempt + 1} of {restarts})")
+            tell_restart(broken, attempt, restarts, tell)
         end = time.monotonic() + RETURN
         while len(_addresses(client, 0)) < ranks and time.monotonic() < end:
             time.sleep(POLL)
+
+
+def tell_restart(broken: GangBroken, attempt: int, restarts: int, tell: Callable[[str], None]) -> None:
+    """Say that ranks start again; or give up, if that was the last attempt of ``restarts`` and one."""
+    if attempt == restarts:
+        raise GangBroken(f"{broken}; given up after {restarts} restarts, run it again to go on") from None
+    tell(f"{broken}; starting again from the last checkpoint ({attempt + 1} of {restarts})")
 
 
 def _addresses(client: Client, least: int = 1) -> list[str]:

@@ -18,7 +18,7 @@ import psutil
 
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.runners.gang import PATIENCE, POLL, SILENCE, START, GangBroken, Progress
+from csst_dask.runners.gang import PATIENCE, POLL, SILENCE, START, GangBroken, Progress, tell_restart
 from csst_dask.runners.rank_process import events_in, last_words
 
 
@@ -56,9 +56,7 @@ def run_torchrun(
         try:
             return _launch(spec, ranks, config, progress)
         except GangBroken as broken:
-            if attempt == config.restarts:
-                raise GangBroken(f"{broken}; given up after {attempt} restarts, run it again to go on") from None
-            tell(f"{broken}; starting again from the last checkpoint ({attempt + 1} of {config.restarts})")
+            tell_restart(broken, attempt, config.restarts, tell)
 
 
 def _launch(spec: Path, ranks: int, config: TrainingConfig, progress: Progress | None) -> None:
