@@ -5,10 +5,10 @@ STAMP := .venv/.installed
 DEMO ?= demo
 JOBS ?= 2
 
-.PHONY: install demo test bench lint clean help
+.PHONY: install demo test test-all bench lint clean help
 
 help:
-	@echo "make demo | test | bench | lint | install | clean"
+	@echo "make demo | test | test-all | bench | lint | install | clean"
 
 install: $(STAMP)
 
@@ -23,6 +23,9 @@ demo: install
 	$(BIN)/csst-dask demo --out $(DEMO)
 
 test: install lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long"
+
+test-all: install lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: install

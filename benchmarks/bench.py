@@ -24,16 +24,27 @@ import numpy as np
 from memory import extra_memory
 from naive import naive_file, naive_image, reference
 from numpy.typing import NDArray
-from real import maps_of_file, maps_of_triplet, plan, read_files, render_and_reduce, stage_clock
+from real import (
+    maps_of_file,
+    maps_of_triplet,
+    plan,
+    read_files,
+    render_and_reduce,
+    stage_clock,
+    store_without_pixels,
+    triplet_to_store,
+)
+from rerun import time_rerun
 from rich.console import Console
 from rich.table import Table
+from scaling_tasks import blocks, cluster, no_block, window
 
-from csst_dask.config import MaskConfig
-from csst_dask.inference.batching import CPU_BATCH
+from csst_dask.config import Config, ExecutionConfig, MaskConfig
+from csst_dask.inference.predictor import CPU_BATCH
 from csst_dask.instrument.flags import mask_table
-from csst_dask.preprocess import reduce_image, standardised
-from csst_dask.preprocess.context import make_context
-from csst_dask.preprocess.scaling import SCALARS
+from csst_dask.preprocess import measure_image, standardised
+from csst_dask.preprocess.inputs import SCALARS, make_context
+from csst_dask.runners.networks import choose_pair
 from csst_dask.schema import ChipFiles
 from csst_dask.simulation.exposure import Chip, Exposure
 from csst_dask.simulation.product import write_chip
@@ -101,10 +112,10 @@ def memory_rows(image: NDArray[np.float32], mask: NDArray[np.uint8], pool: Threa
             "sum": lambda: total(flat),
             "sum, 2 threads": lambda: list(pool.map(total, halves)),
             "copy": lambda: np.copyto(copy, image),
-            "all": lambda: reduce_image(image),
-            "all, 2 threads": lambda: reduce_image(image, threads=2),
-            "flags": lambda: reduce_image(image, mask),
-            "swapped": lambda: reduce_image(swapped),
+            "all": lambda: measure_image(image),
+            "all, 2 threads": lambda: measure_image(image, threads=2),
+            "flags": lambda: measure_image(image, mask),
+            "swapped": lambda: measure_image(swapped),
         },
         rounds,
     )
@@ -127,7 +138,7 @@ def naive_rows(image: NDArray[np.float32], path: str, rounds: int) -> list[Row]:
     seconds = interleave(
         {
             "sum": lambda: total(image.ravel()),
-            "memory": lambda: standardised(reduce_image(image)),
+            "memory": lambda: standardised(measure_image(image)),
             "file": lambda: standardised(maps_of_file(path)),
             "naive, memory": lambda: naive_image(image),
             "naive, file": lambda: naive_file(path),
@@ -145,20 +156,40 @@ def naive_rows(image: NDArray[np.float32], path: str, rounds: int) -> list[Row]:
 def file_rows(files: ChipFiles, rounds: int) -> list[Row]:
     """FITS to maps against reading the same bytes."""
     buffer = bytearray(BUFFER)
-    seconds = interleave(
-        {
-            "read": lambda: read_files(buffer, files.image),
-            "maps": lambda: maps_of_file(files.image),
-            "read three": lambda: read_files(buffer, files.image, files.weight, files.flag),
-            "triplet": lambda: maps_of_triplet(files),
-        },
-        rounds,
-    )
+    with store_without_pixels(Path(files.image).parent) as writer:
+        seconds = interleave(
+            {
+                "read": lambda: read_files(buffer, files.image),
+                "maps": lambda: maps_of_file(files.image),
+                "read three": lambda: read_files(buffer, files.image, files.weight, files.flag),
+                "triplet": lambda: maps_of_triplet(files),
+                "store": lambda: triplet_to_store(files, writer),
+            },
+            rounds,
+        )
     return [
         ratio_row("reading the image file (the unit)", seconds["read"], seconds["read"]),
         ratio_row("FITS to maps: image", seconds["maps"], seconds["read"], 2.0),
         ratio_row("reading image, weight and flag file (the unit)", seconds["read three"], seconds["read three"]),
         ratio_row("FITS to maps: image, weights and flags", seconds["triplet"], seconds["read three"], 2.0),
+        ratio_row(
+            "the same into a store with masks, by reading and measuring", seconds["store"], seconds["triplet"], 1.5
+        ),
+    ]
+
+
+def survey_rows(chips: int, tasks: int) -> list[Row]:
+    """A rerun that finds nothing to do, and what scheduler and client take for blocks that cost nothing."""
+    found = time_rerun(chips, Path(tempfile.gettempdir()))
+    with cluster() as (client, scheduler):
+        pair = choose_pair(client, Config())
+        used = window(client, scheduler, "block", no_block, blocks(tasks, pair, ExecutionConfig().block), tasks)
+    each = 1e6 * found["all"] / found["files"]
+    return [
+        Row(f"rerun with nothing to do, {chips} chips", f"{each:.1f} us a file", None, "<= 20 us", each <= 20),
+        Row("openings of the store in it", f"{found['openings']:.0f}", None, "1", found["openings"] == 1),
+        Row("scheduler, CPU a block", f"{1e3 * used.scheduler / used.tasks:.2f} ms"),
+        Row("client, CPU a block", f"{1e3 * used.client / used.tasks:.2f} ms"),
     ]
 
 
@@ -194,7 +225,7 @@ def error_rows(image: NDArray[np.float32], quick: bool) -> list[Row]:
     """Largest deviation of standardised image and mask from float64."""
     rows = []
     for name, case in error_cases(image[:2308, :2304].copy() if quick else image):
-        error = float(np.abs(standardised(reduce_image(case)) - reference(case)).max())
+        error = float(np.abs(standardised(measure_image(case)) - reference(case)).max())
         rows.append(Row(f"largest error: {name}", f"{error:.1e}", None, "<= 2e-06", error <= 2e-6))
     return rows
 
@@ -233,7 +264,7 @@ def context_rows(renderer: Renderer, rounds: int) -> list[Row]:
     maps, scalars = [], []
     for stars in CONTEXT_STARS:
         chip = renderer.render(plan(stars, G_BAND, galaxies=True), G_BAND)
-        reduced = reduce_image(chip.image, table[chip.flags])
+        reduced = measure_image(chip.image, table[chip.flags])
         maps.append(reduced.maps.astype(np.float32))
         scalars.append([getattr(reduced, name) for name in SCALARS])
     times = CPU_BATCH // len(maps)
@@ -292,7 +323,8 @@ def measure(rounds: int, quick: bool, only_context: bool = False) -> list[list[R
             naive_rows(chip.image, files.image, 1 if quick else 3),
             peak_rows(files.image),
         ]
-    return [*groups, context, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
+    survey = survey_rows(10_000 if quick else 100_000, 400 if quick else 4000)
+    return [*groups, survey, context, error_rows(chip.image, quick), simulator_rows(renderer, quick)]
 
 
 def main() -> None:

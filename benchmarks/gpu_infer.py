@@ -26,12 +26,11 @@ from csst_dask.instrument.flags import mask_table
 from csst_dask.models.classifiers import CLASSIFIERS, build_classifier
 from csst_dask.models.density import PERCEPTRON, build_density_network
 from csst_dask.models.regressor import build_regressor
-from csst_dask.preprocess import reduce_image, standardised
-from csst_dask.preprocess.context import context_length, histogram_length, make_context
-from csst_dask.preprocess.frames_torch import Frame, FrameReducer
+from csst_dask.preprocess import measure_image, standardised
+from csst_dask.preprocess.frames_torch import Frame, FrameMeasurer
+from csst_dask.preprocess.inputs import SCALARS, context_length, histogram_length, make_context
 from csst_dask.preprocess.kernels import decode_rows
-from csst_dask.preprocess.scaling import SCALARS
-from csst_dask.schema import FRAME_SHAPE, REDUCED_SHAPE, Mask
+from csst_dask.schema import BLOCK_SHAPE, FRAME_SHAPE, Mask
 
 FLAG_BITS = {0: "bad", 1: "hot", 2: "hot", 3: "saturated", 4: "cosmic_ray", 5: "trail", 6: "ghost", 7: "ghost"}
 INVALID = 0xFF & ~int(Mask.GHOST)
@@ -73,16 +72,16 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> f
     return float(np.median(times[1:]))
 
 
-def check(reducer: FrameReducer, frame: Frame, parts: tuple) -> dict:
+def check(measurer: FrameMeasurer, frame: Frame, parts: tuple) -> dict:
     """The device's mask and maps against those of the compiled loops."""
     image, flags, weights = (np.ascontiguousarray(part, part.dtype.newbyteorder("=")) for part in parts)
     native, mask = np.empty_like(image), np.empty(image.shape, np.uint8)
     bits = np.uint8(Mask.NONFINITE), np.uint8(Mask.BAD)
     decode_rows(image, flags, weights, mask_table(FLAG_BITS), *bits, native, mask)
-    expected = reduce_image(native, mask, invalid=INVALID)
+    expected = measure_image(native, mask, invalid=INVALID)
     frame.fill(rows_of(parts))
-    pixels, found_mask = reducer.decode(frame, kept=True)
-    found = reducer.reduce(pixels, found_mask)
+    pixels, found_mask = measurer.decode(frame, kept=True)
+    found = measurer.measure(pixels, found_mask)
     assert found_mask is not None
     return {
         "largest error of the standardised maps": float(np.abs(standardised(found) - standardised(expected)).max()),
@@ -101,9 +100,9 @@ def bandwidth(shape: tuple[int, int], device: torch.device, repeats: int) -> dic
     return {"to the device": size / sent, "on the device": 2 * size / moved}
 
 
-def reduction(reducer: FrameReducer, frames: list[Frame], parts: tuple, images: int, repeats: int) -> dict:
+def reduction(measurer: FrameMeasurer, frames: list[Frame], parts: tuple, images: int, repeats: int) -> dict:
     """Images per second with reading ahead, and of the device alone."""
-    device = reducer.device
+    device = measurer.device
 
     def stream() -> None:
         left = iter(range(images))
@@ -114,11 +113,11 @@ def reduction(reducer: FrameReducer, frames: list[Frame], parts: tuple, images: 
             while waiting:
                 frame, filled = waiting.popleft()
                 filled.result()
-                reducer.reduce(*reducer.decode(frame))
+                measurer.measure(*measurer.decode(frame))
                 waiting.extend((frame, pool.submit(frame.fill, rows_of(parts))) for _ in [None][: next(left, -1) >= 0])
 
     def alone() -> None:  # every second time of pixels in the wrong byte order, which takes as long
-        reducer.reduce(*reducer.decode(frames[0]))
+        measurer.measure(*measurer.decode(frames[0]))
 
     whole = seconds(stream, device, repeats) / images
     frames[0].fill(rows_of(parts))
@@ -146,7 +145,7 @@ def inference(
     network = network.eval().to(device, memory_format=torch.channels_last)
     best = {"ms an image": float("inf"), "batch": 0}
     for batch in batches:
-        shape = (batch, CHANNELS["classifier"], *REDUCED_SHAPE) if kind == "maps" else (batch, context_length(kind))
+        shape = (batch, CHANNELS["classifier"], *BLOCK_SHAPE) if kind == "maps" else (batch, context_length(kind))
         inputs = torch.zeros(shape, device=device)
         if kind == "maps":
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -195,9 +194,9 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, {str(precision).removeprefix('torch.')}, frames of {shape}")
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     frames = [Frame(shape, device, stream) for _ in range(2)]
-    reducer = FrameReducer(shape, device, mask_table(FLAG_BITS), INVALID, int(Mask.NONFINITE), int(Mask.BAD))
+    measurer = FrameMeasurer(shape, device, mask_table(FLAG_BITS), INVALID, int(Mask.NONFINITE), int(Mask.BAD))
     parts, out = raw_frame(shape, 0), {"device": name, "precision": str(precision), "frame": shape}
-    out["check"] = check(reducer, frames[0], parts)
+    out["check"] = check(measurer, frames[0], parts)
     for what, value in out["check"].items():
         print(f"{what}: {value}")
     out["bandwidth"] = speed = bandwidth(shape, device, options.repeats)
@@ -208,7 +207,7 @@ def main() -> None:
     for what, sent in (("image", parts[:1]), ("image, flags and weights", parts)):
         bytes_sent = sum(part.nbytes for part in sent)
         padded = (*sent, *[None] * (3 - len(sent)))
-        found = reduction(reducer, frames, padded, options.images, options.repeats)
+        found = reduction(measurer, frames, padded, options.images, options.repeats)
         found["share of the link"] = bytes_sent / found["seconds an image"] / speed["to the device"]
         found["share of the memory"] = bytes_sent / found["seconds on the device"] / speed["on the device"]
         out["reduction"][what] = found
@@ -216,7 +215,7 @@ def main() -> None:
             f"{what:26}{1 / found['seconds an image']:10.2f}{found['share of the link']:10.1%}"
             f"{1 / found['seconds on the device']:13.2f}{found['share of the memory']:14.1%}"
         )
-    out["context, ms a chip and thread"] = context_ms(reduce_image(parts[0]).maps, options.repeats)
+    out["context, ms a chip and thread"] = context_ms(measure_image(parts[0]).maps, options.repeats)
     print(f"\ncontext on the processor: {out['context, ms a chip and thread']:.2f} ms a chip and thread")
     out["networks"] = {}
     print(f"\n{'network':26}{'ms an image':>12}{'batch':>7}{'paper':>8}")

@@ -21,7 +21,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from csst_dask.preprocess.reduce_torch import TorchReducer
+from csst_dask.preprocess.measure_torch import TorchMeasurer
 from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.render_torch import Prepared, TorchRenderer
 from csst_dask.simulation.shot import Shot, load_shots, save_shots, take_shot
@@ -90,7 +90,7 @@ def prepared(renderer: TorchRenderer, sources: list, chips: int, threads: int) -
             coming += [pool.submit(make, k) for k in islice(numbers, 1)]
 
 
-def run(renderer: TorchRenderer, reducer: TorchReducer, sources: list, chips: int, threads: int) -> None:
+def run(renderer: TorchRenderer, measurer: TorchMeasurer, sources: list, chips: int, threads: int) -> None:
     """Render and reduce chips, and say how long it took."""
     rows, start = [], time.perf_counter()
     with ThreadPoolExecutor(2) as finishing:
@@ -99,7 +99,7 @@ def run(renderer: TorchRenderer, reducer: TorchReducer, sources: list, chips: in
             clock = Clock(renderer.device)
             chip = renderer.observe(renderer.paint(ready, clock))
             clock("noise")
-            sums = reducer.sums(chip.image, chip.flags)
+            sums = measurer.sums(chip.image, chip.flags)
             clock("reduction")
             results.append(finishing.submit(sums.finish))
             rows.append((ready.shot, host, clock))
@@ -135,10 +135,10 @@ def check(renderer: TorchRenderer, shot: Shot) -> None:
     )
     renderer.observe(found)
     other.observe(expected)
-    pairs = TorchReducer(renderer.shape, renderer.device), TorchReducer(renderer.shape)
-    maps = [r.reduce(c.image, c.flags) for r, c in zip(pairs, (found, found_on_host(found)), strict=True)]
+    pairs = TorchMeasurer(renderer.shape, renderer.device), TorchMeasurer(renderer.shape)
+    maps = [r.measure(c.image, c.flags) for r, c in zip(pairs, (found, found_on_host(found)), strict=True)]
     worst = max(np.nanmax(np.abs(a - b)) for a, b in zip(maps[0].maps, maps[1].maps, strict=True))
-    print(f"reduced maps of one image, device against processor: largest difference {worst:.1e} e-/s")
+    print(f"block statistics of one image, device against processor: largest difference {worst:.1e} e-/s")
 
 
 def found_on_host(chip):
@@ -187,14 +187,14 @@ def main() -> None:
     for compiled in (False, True)[: 1 if options.no_compile else 2]:
         print(f"\ngalaxies {'compiled' if compiled else 'step by step'}")
         renderer = TorchRenderer(shape, device, batch=options.batch, compiled=compiled)
-        reducer = TorchReducer(shape, device)
+        measurer = TorchMeasurer(shape, device)
         if not options.no_check:
             source = sources[-1]
             check(renderer, source.take() if isinstance(source, Draw) else source)
         if gpu:
-            run(renderer, reducer, sources, len(sources), options.threads)
+            run(renderer, measurer, sources, len(sources), options.threads)
             print("again, warmed up:")
-        run(renderer, reducer, sources, options.chips, options.threads)
+        run(renderer, measurer, sources, options.chips, options.threads)
         if gpu:
             print(f"at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the device's memory")
 

@@ -8,7 +8,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from csst_dask.schema import REDUCED_SHAPE
+from csst_dask.schema import BLOCK_SHAPE
 
 
 def naive_image(pixels: NDArray) -> NDArray[np.float32]:
@@ -29,7 +29,7 @@ def naive_image(pixels: NDArray) -> NDArray[np.float32]:
     mean, std = valid.mean(), valid.std()
     image = np.where(mask, (filled - mean) / std, np.float32(0))
     channels = torch.from_numpy(np.stack([image, mask.astype(np.float32)]))
-    return interpolate(channels[None], REDUCED_SHAPE, mode="bilinear", antialias=True)[0].numpy()
+    return interpolate(channels[None], BLOCK_SHAPE, mode="bilinear", antialias=True)[0].numpy()
 
 
 def naive_file(path: str) -> NDArray[np.float32]:
@@ -51,7 +51,7 @@ def reference(pixels: NDArray[np.float32]) -> NDArray[np.float64]:
     -------
     (2, iy, ix) float64 array
     """
-    (ny, nx), (oy, ox) = pixels.shape, REDUCED_SHAPE
+    (ny, nx), (oy, ox) = pixels.shape, BLOCK_SHAPE
     mask = np.isfinite(pixels)
     mean = std = 0.0
     if mask.any():

@@ -22,7 +22,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from csst_dask.config import load_config
 from csst_dask.evaluation.dataset import PUBLISHED
 from csst_dask.instrument.focal_plane import DETECTORS
-from csst_dask.models.files import write_atomically
+from csst_dask.outputs import write_atomically
 from csst_dask.schema import BANDS, FRAME_SHAPE, N_CLASSES, STAR_LIMIT, density_class
 from csst_dask.simulation.exposure import Exposure
 from csst_dask.simulation.shot import take_shot

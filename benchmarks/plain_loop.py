@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from csst_dask.config import MaskConfig
 from csst_dask.instrument.flags import mask_table
-from csst_dask.preprocess import reduce_image
+from csst_dask.preprocess import measure_image
 from csst_dask.preprocess.inputs import SCALARS
 
 
@@ -50,6 +50,6 @@ def answer(pixels: NDArray[np.float32], mask: NDArray[np.uint8], band: str) -> d
     """Both networks on one image."""
     from csst_dask.inference import predict_batch
 
-    reduced = reduce_image(pixels, mask)
+    reduced = measure_image(pixels, mask)
     scalars = {name: np.array([getattr(reduced, name)]) for name in SCALARS} | {"exptime": np.array([150.0])}
     return predict_batch(networks(), reduced.maps.astype(np.float32)[None], scalars, [band], 1)

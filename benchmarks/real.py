@@ -1,4 +1,4 @@
-"""The paths of the package that are timed: files to reduced maps, and a renderer with a clock on every stage."""
+"""The paths of the package that are timed: files to block statistics, and a renderer with a clock on every stage."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+
+import numpy as np
 
 from csst_dask.config import Config, IngestConfig, SimulationConfig
 from csst_dask.io.pixels import open_pixels
-from csst_dask.preprocess import Reduced
-from csst_dask.runners.chips import PixelPass
-from csst_dask.schema import FRAME_SHAPE, ChipFiles
+from csst_dask.pipeline.frame import PixelPass
+from csst_dask.preprocess import Measured
+from csst_dask.schema import FRAME_SHAPE, ChipFiles, ChipKey
 from csst_dask.simulation import exposure as exposures
 from csst_dask.simulation import renderer, shot
 from csst_dask.simulation.exposure import Chip, Exposure
 from csst_dask.simulation.survey import plan_survey
+from csst_dask.store import SurveyStore
+from csst_dask.store.writer import ChipWriter, task_arrays
 
 STAGES = {
     "catalogue": (exposures, "draw_scene"),
@@ -41,18 +46,37 @@ def pixel_pass(config: Config) -> PixelPass:
     return PixelPass(config)
 
 
-def maps_of_file(path: str, config: Config | None = None) -> Reduced:
+def maps_of_file(path: str, config: Config | None = None) -> Measured:
     """Reduce a FITS image as ingestion does, without flags and weights."""
     with open_pixels(path) as image:
         return pixel_pass(config or config_of(FRAME_SHAPE)).run(lambda a, b: (image.read_rows(a, b), None, None), None)
 
 
-def maps_of_triplet(files: ChipFiles) -> Reduced:
+def maps_of_triplet(files: ChipFiles) -> Measured:
     """Reduce a FITS image with its weights and flags as ingestion does."""
     with open_pixels(files.image) as image, open_pixels(files.weight) as wht, open_pixels(files.flag) as flg:
         return pixel_pass(config_of(FRAME_SHAPE)).run(
             lambda a, b: (image.read_rows(a, b), flg.read_rows(a, b), wht.read_rows(a, b)), None
         )
+
+
+@contextmanager
+def store_without_pixels(folder: Path) -> Iterator[ChipWriter]:
+    """The place of one chip in a store that keeps masks and no pixels."""
+    config = Config(ingest=IngestConfig(pixels="none"))
+    with SurveyStore.write(folder / "s.zarr", config.ingest, config.mask) as store:
+        store.allocate([ChipKey("100000001", 6, 1)])
+        yield ChipWriter(task_arrays(store.location, store.rows), 0)
+
+
+def triplet_to_store(files: ChipFiles, writer: ChipWriter) -> Measured:
+    """What a task of ``csst-dask ingest --pixels none`` does with a chip, but for its headers."""
+    with open_pixels(files.image) as image, open_pixels(files.weight) as wht, open_pixels(files.flag) as flg:
+        found = pixel_pass(Config(ingest=IngestConfig(pixels="none"))).run(
+            lambda a, b: (image.read_rows(a, b), flg.read_rows(a, b), wht.read_rows(a, b)), writer
+        )
+    writer.write_measured(found.maps, np.full(80, 32, np.uint8))
+    return found
 
 
 def read_files(buffer: bytearray, *paths: str | None) -> None:

@@ -19,12 +19,13 @@ import psutil
 from distributed import Client
 from plain_loop import predict_file, warm_up
 
-from csst_dask.config import Config, build_config
+from csst_dask.config import Config, build_config, with_settings
+from csst_dask.pipeline.summary import Summary
 from csst_dask.runners.cluster import connect
-from csst_dask.runners.fused import process_survey
 from csst_dask.runners.ingest import ingest_survey
 from csst_dask.runners.predict import predict_survey
-from csst_dask.store import predictions
+from csst_dask.runners.run import run_survey
+from csst_dask.store import SurveyStore
 
 DETECTORS = (6, 7, 8, 9, 11, 12, 13, 14)
 """Eight chips of an exposure, in six bands."""
@@ -126,13 +127,23 @@ def configuration(pixels: str = "none") -> Config:
     return build_config({"ingest": {"pixels": pixels, "truth": False}}, "benchmark")
 
 
+def run(client: Client, files: Sequence[Path], store: Path) -> dict[str, Summary]:
+    """Files to a map in one pass; the map is thrown away."""
+    out = store.with_name(f"{store.stem}-map.zarr")
+    config = with_settings(configuration(), {"inputs": tuple(files), "map.out": out})
+    with SurveyStore.write(str(store), config.ingest, config.mask) as opened:
+        summaries, _ = run_survey(client, opened, config, lambda name: (lambda *chip: None, lambda total: None))
+    shutil.rmtree(out)
+    return summaries
+
+
 @contextmanager
 def warm(files: list[Path], folder: Path, workers: int) -> Iterator[Client]:
     """A cluster whose workers have loaded what they need."""
     client = connect(workers=workers, quiet=True)
     try:
         client.wait_for_workers(workers)
-        process_survey(client, files[:3], str(folder / "warm.zarr"), configuration())
+        run(client, files[:3], folder / "warm.zarr")
         # every worker, whoever got the block
         client.run(lambda: warm_up())
         yield client
@@ -147,8 +158,8 @@ def runs(files: list[Path], folder: Path, workers: int, parts: list[int]) -> lis
     with warm(files, folder, workers) as client:
         for number in parts:
             with measured(client, found):
-                summaries = process_survey(client, files[: 3 * number], str(folder / "run.zarr"), configuration())
-            assert summaries[0].done == summaries[1].done == number, summaries
+                summaries = run(client, files[: 3 * number], folder / "run.zarr")
+            assert {summary.done for summary in summaries.values()} == {number}, summaries
             shutil.rmtree(folder / "run.zarr")
     return found
 
@@ -159,19 +170,19 @@ def stages(files: list[Path], folder: Path, chips: int) -> dict[str, tuple[Used,
     with warm(files, folder, 1) as client:
         for pixels in STAGES:
             config, store, used = configuration(pixels), folder / f"{pixels}.zarr", []
-            with measured(client, used):
-                ingest_survey(client, files[: 3 * chips], str(store), config)
+            with measured(client, used), SurveyStore.write(str(store), config.ingest, config.mask) as opened:
+                ingest_survey(client, opened, files[: 3 * chips], config)
             size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
             found[f"ingest, pixels {pixels}"] = used[0], size
             if pixels == "none":
-                with measured(client, used):
-                    predict_survey(client, str(store), config)
+                with measured(client, used), SurveyStore.write(str(store)) as opened:
+                    predict_survey(client, opened, config)
                 found["predict"] = used[1], 0
             shutil.rmtree(store)
     with warm(files, folder, 1) as client:
         used, store = [], folder / "run.zarr"
         with measured(client, used):
-            process_survey(client, files[: 3 * chips], str(store), configuration())
+            run(client, files[: 3 * chips], store)
         found["run, pixels none"] = used[0], sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         shutil.rmtree(store)
     return found
@@ -182,8 +193,8 @@ def ours(files: list[Path], folder: Path, workers: int) -> tuple[Used, np.ndarra
     found: list[Used] = []
     with warm(files, folder, workers) as client:
         with whole(found):
-            process_survey(client, files, str(folder / "run.zarr"), configuration())
-        answers = predictions.read(folder / "run.zarr")["log_bright"].values
+            run(client, files, folder / "run.zarr")
+        answers = SurveyStore.read(str(folder / "run.zarr")).predictions.column("log_bright")
         shutil.rmtree(folder / "run.zarr")
     return found[0], answers
 

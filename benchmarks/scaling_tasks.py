@@ -20,18 +20,27 @@ import numpy as np
 import psutil
 from distributed import Client
 
-from csst_dask.config import Config, ExecutionConfig, build_config
+from csst_dask.config import ExecutionConfig, build_config
+from csst_dask.inference.networks import ModelPair
 from csst_dask.io.filenames import survey_name
-from csst_dask.runners import fused
+from csst_dask.maps.density import AREAS, DensitySums
+from csst_dask.pipeline.block import Block, BlockResult, Work
+from csst_dask.pipeline.source import open_files
+from csst_dask.runners import blocks as runner
+from csst_dask.runners.blocks import block_task, divide
 from csst_dask.runners.faults import Failure
-from csst_dask.runners.fused import Block, BlockResult
-from csst_dask.runners.networks import Pair, choose_pair
+from csst_dask.runners.networks import choose_pair
+from csst_dask.runners.run import run_survey
 from csst_dask.runners.window import Task, run_tasks
-from csst_dask.schema import ChipFiles, ChipInfo, ChipKey, ChipResult
+from csst_dask.schema import N_CLASSES, ChipFiles, ChipInfo, ChipKey, ChipResult
+from csst_dask.store import SurveyStore
+from csst_dask.store.layout import PREDICTED
 
 DETECTORS = range(6, 24)
 """18 chips of an exposure."""
 PRODUCTS = ("img", "wht", "flg")
+CELLS = 20
+"""Cells of nside 1024 that a chip touches."""
 WIDE = 300
 """Tasks in flight for each worker where many workers are imitated: with two, as many as 200 workers have."""
 
@@ -58,21 +67,26 @@ def no_chip(number: int) -> int:
     return number
 
 
-def no_ingest(files: ChipFiles, row: int, store: str, config: Config) -> ChipResult:
-    """Answer as `csst_dask.runners.chips.ingest_chip` does."""
-    corners = (1.0, 2.0, 3.0, 4.0)
-    info = ChipInfo("g", 150.0, 61000.0, 1.0 + row % 359, 2.0, corners, corners, f"field-{row // 18}", 1, 1,
-                    0.5, 0.1, 85_000_000, 0.5, 0.1)  # fmt: skip
-    return ChipResult(files.key, "done", "", info, {"ingest": 0.5})
+def no_block(block: Block, work: Work, limit: Callable | None = None) -> BlockResult:
+    """Answer as `csst_dask.pipeline.block.process_block` does."""
+    result = BlockResult()
+    values = {v.name: np.ones(v.shape, v.dtype)[()] for v in PREDICTED if v.dims in ((), ("density_level",))}
+    for row in block.read:
+        corners = (1.0, 2.0, 3.0, 4.0)
+        info = ChipInfo("g", 150.0, 61000.0, 1.0 + row % 359, 2.0, corners, corners, f"field-{row // 18}",
+                        n_star=1, n_bright=1, pixel_mean=0.5, pixel_std=0.1, n_valid=85_000_000, sky_level=0.5,
+                        sky_sigma=0.1)  # fmt: skip
+        result.chips[row] = ChipResult("done", "", info)
+        result.predictions[row] = dict(values)
+        result.sums[row] = no_sums(row)
+    return result
 
 
-def no_block(block: Block, path: str, config: Config, pair: Pair) -> BlockResult:
-    """Answer as `csst_dask.runners.fused.process_block` does."""
-    from csst_dask.store.predictions import PREDICTED
-
-    chips = {place: no_ingest(files, block.rows[place], path, config) for place, files in block.files.items()}
-    predictions = {v.name: np.ones((len(chips), *v.shape), v.dtype) for v in PREDICTED}
-    return BlockResult(chips, sorted(chips), predictions)
+def no_sums(row: int) -> DensitySums:
+    """Sums as a chip has them, of cells that it shares with its neighbours."""
+    cell, ones = np.arange(CELLS, dtype=np.int64) + CELLS // 2 * (row % 100_000), np.ones(CELLS)
+    index = np.full(CELLS, 2)
+    return DensitySums(1024, index, cell, index, class_area=np.ones((CELLS, N_CLASSES)), **dict.fromkeys(AREAS, ones))
 
 
 def chip_files(folder: Path, number: int) -> ChipFiles:
@@ -88,22 +102,14 @@ def bare(chips: int) -> Iterator[Task]:
     return (Task(str(k), (k,), k) for k in range(chips))
 
 
-def single(chips: int) -> Iterator[Task]:
-    """A task for each chip, as `csst_dask.runners.ingest` makes them."""
-    config = build_config({}, "benchmark")
-    for row in range(chips):
-        files = chip_files(Path("/survey/exposures"), row)
-        yield Task(str(files.key), (files, row, "/survey/store.zarr", config), files.key)
-
-
-def blocks(chips: int, pair: Pair) -> Iterator[Task]:
-    """A task for each batch of chips, as `csst_dask.runners.fused` makes them."""
-    config = build_config({}, "benchmark")
-    for start in range(0, chips, pair.batch):
-        rows = list(range(start, start + pair.batch))
-        files = {place: chip_files(Path("/survey/exposures"), row) for place, row in enumerate(rows)}
-        args = (Block(rows, files, {}), "/survey/store.zarr", config, pair)
-        yield Task(f"chips-{start}-{rows[-1]}", args, start, pair.batch)
+def blocks(chips: int, pair: ModelPair, size: int) -> Iterator[Task]:
+    """A task for every few chips, as `csst_dask.runners.run` makes them."""
+    work = Work("/survey/store.zarr", chips, build_config({}, "benchmark"), open_files, pair, 1024)
+    for start in range(0, chips, size):
+        rows = range(start, min(start + size, chips))
+        read = {row: chip_files(Path("/survey/exposures"), row) for row in rows}
+        for block in divide(size, read):
+            yield block_task(block, work)
 
 
 @contextmanager
@@ -184,13 +190,14 @@ def get_ready(client: Client) -> None:
 
 def import_runner() -> str:
     """Import what tasks need."""
-    import csst_dask.runners.fused as runner
+    import csst_dask.pipeline.block
+    import csst_dask.runners.guard
 
-    return runner.__name__
+    return f"{csst_dask.pipeline.block.__name__} {csst_dask.runners.guard.__name__}"
 
 
 def survey(client: Client, scheduler: psutil.Process, chips: int, folder: Path) -> Overhead:
-    """A whole run of `process_survey`, whose tasks do nothing, on empty files."""
+    """A whole run, whose tasks do nothing, on empty files."""
     source = folder / "exposures"
     for number in range(chips):
         files = chip_files(source, number)
@@ -198,9 +205,9 @@ def survey(client: Client, scheduler: psutil.Process, chips: int, folder: Path) 
             os.makedirs(os.path.dirname(files.image))
         for path in files.paths():
             os.close(os.open(path, os.O_CREAT))
-    config = build_config({"ingest": {"pixels": "none", "truth": False}}, "benchmark")
+    settings = {"ingest": {"pixels": "none", "truth": False}, "map": {"out": str(folder / "map.zarr")}}
+    config = build_config({"inputs": [str(source)], "store": str(folder / "survey.zarr"), **settings}, "benchmark")
     get_ready(client)
-    batch = choose_pair(client, config).batch
     watch, seen = Watch(scheduler), 0
 
     def progress(*_: str) -> None:
@@ -209,10 +216,13 @@ def survey(client: Client, scheduler: psutil.Process, chips: int, folder: Path) 
         if seen % max(chips // 10, 1) == 0:
             watch.look()
 
-    with patch.object(fused, "process_block", no_block):
-        summaries = fused.process_survey(client, [source], str(folder / "survey.zarr"), config, progress)
-    assert summaries[0].done == summaries[1].done == chips, summaries
-    return watch.end("whole run", chips, -(-chips // batch))
+    with (
+        patch.object(runner, "process_block", no_block),
+        SurveyStore.write(str(config.store), config.ingest, config.mask) as store,
+    ):
+        summaries, _ = run_survey(client, store, config, lambda name: (progress, lambda total: None))
+    assert {summary.done for summary in summaries.values()} == {chips}, summaries
+    return watch.end("whole run", chips, -(-chips // config.execution.block))
 
 
 def overheads(chips: int, singles: int) -> Iterator[Overhead]:
@@ -225,17 +235,18 @@ def overheads(chips: int, singles: int) -> Iterator[Overhead]:
     singles : int
         Tasks of one chip, and tasks that are a number.
     """
+    size = ExecutionConfig().block
     with cluster() as (client, scheduler):
         pair = choose_pair(client, build_config({}, "benchmark"))
         for number in (chips // 100, chips // 10, chips):
-            yield window(client, scheduler, "batch of chips", no_block, blocks(number, pair), number)
+            yield window(client, scheduler, "block of chips", no_block, blocks(number, pair, size), number)
     with cluster() as (client, scheduler):
-        yield window(client, scheduler, "batch, wide window", no_block, blocks(chips, pair), chips, WIDE)
+        yield window(client, scheduler, "block, wide window", no_block, blocks(chips, pair, size), chips, WIDE)
     for number in (chips // 10, chips):
         with cluster() as (client, scheduler), tempfile.TemporaryDirectory() as name:
             yield survey(client, scheduler, number, Path(name))
     for what, function, make, number in (
-        ("one chip", no_ingest, single, singles // 10),
+        ("one chip", no_block, lambda number: blocks(number, pair, 1), singles // 10),
         ("a number", no_chip, bare, singles),
     ):
         with cluster() as (client, scheduler):

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from csst_dask.config import load_config
-from csst_dask.runners import chips
-from csst_dask.runners.ledger import Ledger, Summary
+from csst_dask.pipeline.block import Block, Work, process_block
+from csst_dask.runners.simulate import simulated_chip
 from csst_dask.simulation import renderer
 from csst_dask.simulation.product import chip_key
 from csst_dask.simulation.survey import plan_survey
+from csst_dask.store import SurveyStore
+from csst_dask.store.writer import ChipWriter
 
 STAGES = (
     (renderer, "take_shot", "what is on the chip"),
@@ -30,7 +32,7 @@ STAGES = (
     (renderer, "add_galaxies", "galaxies"),
     (renderer.Renderer, "_add_artefacts", "artefacts and detector"),
     (renderer, "observe", "sky and noise"),
-    (chips.ChipWriter, "write_maps", "compression and writing"),
+    (ChipWriter, "write_measured", "compression and writing"),
 )
 
 
@@ -57,18 +59,20 @@ def main() -> None:
     plan = plan_survey(config.simulation)
     print(f"planning {len(plan)} exposures: {time.process_time() - start:.1f} CPU s")
     chosen = np.random.default_rng(0).choice(len(plan), options.fields, replace=False)
-    units = {chip_key(plan[k], detector): (plan[k], detector) for k in chosen for detector in plan[k].detectors}
+    chips = [(plan[k], detector) for k in chosen for detector in plan[k].detectors]
     for owner, name, stage in STAGES:
         setattr(owner, name, timed(getattr(owner, name), spent, stage))
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(f"{folder}/survey.zarr", config, keep_mask=False)
-        rows = ledger.to_do([(key, "simulated", "") for key in units], Summary())
-        for place, (key, row) in enumerate(rows):
-            if place == 1:
+        with SurveyStore.write(f"{folder}/survey.zarr", config.ingest, config.mask, keep_mask=False) as store:
+            rows = store.allocate([chip_key(*chip) for chip in chips])
+            work = Work(store.location, store.rows, config, simulated_chip)
+        for row, chip in zip(rows, chips, strict=True):
+            if row == 1:
                 spent.clear()
                 total = 0.0
             start = time.process_time()
-            chips.simulate_to_store(*units[key], row, ledger.path, config)
+            result = process_block(Block(read={row: chip}), work)
+            assert not result.errors, result.errors
             total += time.process_time() - start
     n = len(rows) - 1
     spent["zeroing and reduction"] = total - sum(spent.values())

@@ -2,9 +2,10 @@
 
 >>> import csst_dask as cd
 >>> client = cd.connect()
->>> survey = cd.ingest("exposures/", "survey.zarr")
->>> predictions = cd.predict(survey)
->>> sky = cd.density_map(predictions, nside=1024)
+>>> survey = cd.Survey("survey.zarr")
+>>> survey.ingest("exposures/")
+>>> survey.predict()
+>>> sky = survey.map(nside=1024)
 """
 
 from __future__ import annotations
@@ -14,9 +15,36 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csst_dask.runners.api import connect, density_map, ingest, open_survey, predict, simulate, train
+    from csst_dask.config import Config, load_config
+    from csst_dask.errors import ConfigError
+    from csst_dask.maps import open_map
+    from csst_dask.preprocess import measure_image
+    from csst_dask.runners.cluster import connect
+    from csst_dask.survey import Survey, simulate, train
 
-__all__ = ["connect", "density_map", "ingest", "open_survey", "predict", "simulate", "train"]
+_PLACES = {
+    "Config": "config",
+    "ConfigError": "errors",
+    "Survey": "survey",
+    "connect": "runners.cluster",
+    "load_config": "config",
+    "measure_image": "preprocess",
+    "open_map": "maps",
+    "simulate": "survey",
+    "train": "survey",
+}
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Survey",
+    "connect",
+    "load_config",
+    "measure_image",
+    "open_map",
+    "simulate",
+    "train",
+]
 
 try:
     __version__ = version("csst_dask")
@@ -26,8 +54,8 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 def __getattr__(name: str) -> Any:
     """Import the API on first use: torch, Dask and astropy take seconds."""
-    if name in __all__:
-        return getattr(import_module("csst_dask.runners.api"), name)
+    if name in _PLACES:
+        return getattr(import_module(f"csst_dask.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'csst_dask' has no attribute {name!r}")
 
 

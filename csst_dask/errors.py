@@ -16,11 +16,15 @@ class ChipRejected(CsstDaskError):
 
 
 class RunEnded(CsstDaskError):
-    """The run ended before its work was done; what is done is recorded, and the same command goes on from there."""
+    """Raised when a run stops early; finished work is saved and the same command resumes it."""
+
+
+class DamagedStore(RunEnded):
+    """A chunk of a store cannot be read: it was torn, changed or lost."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or somebody's share of it, is full: only a person can mend that."""
+    """Whether an error says that a disk, or a quota on it, is full: only a person can free it."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntFlag
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,11 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 FRAME_SHAPE = (9232, 9216)
 """Shape (y, x) of an assembled CSST imaging frame, pixel."""
 
-REDUCED_SHAPE = (224, 224)
-"""Shape (iy, ix) of the reduced maps."""
+BLOCK_SHAPE = (224, 224)
+"""Shape (iy, ix) of the block statistics."""
 
-CHANNELS = ("mean", "valid", "std", "max", "point", "point_valid")
-"""Reduced maps, in the order of the ``channel`` dimension."""
+BLOCK_STATS = ("mean", "valid", "std", "max", "point", "point_valid")
+"""Block statistics, in the order of the ``stat`` dimension."""
 
 BANDS = ("NUV", "u", "g", "r", "i", "z", "y")
 """Imaging bands from blue to red."""
@@ -39,13 +40,36 @@ BRIGHT_LIMIT = 23.5
 STAR_LIMIT = 26.5
 """The simulator's catalogue ends at this g magnitude (AB), for every band."""
 
-STATUSES = ("pending", "done", "rejected", "superseded")
+MAGNITUDES = (18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 23.5, 24.0, 25.0, 26.0)
+"""Limits of the star counts N(< m), AB mag in the chip's own band."""
+
+TILES = 14
+"""Tiles along each side of a frame, each of 16 x 16 blocks."""
+
+STATUSES = ("pending", "done", "rejected", "failed", "superseded")
+"""What became of a chip: ``rejected`` is the fault of its files, ``failed`` the machine's. Codes are the places."""
+
+PENDING, DONE, REJECTED, FAILED, SUPERSEDED = range(len(STATUSES))
 
 ROUTES = ("invalid", "crowded", "review", "sparse", "standard")
-"""What the pipeline should do next, by falling precedence; but a chip unlike the training data is reviewed first."""
+"""What the pipeline should do next, by falling precedence; but a chip out of distribution is reviewed first."""
 
-ROUTE_FLAGS = {name: 1 << bit for bit, name in enumerate(ROUTES)}
-"""CF flag bit of each route in ``route_flags``."""
+ROUTE_CODES = ("none", *ROUTES)
+"""Values of ``route``: a route's code is its place; ``none`` is a chip without prediction."""
+
+ROUTE_FLAGS = {name: 1 << bit for bit, name in enumerate((*ROUTES, "unexpected"))}
+"""CF flag bit of each route in ``route_flags``; ``unexpected`` is a remark, and no route."""
+
+REVIEW_REASONS = {
+    name: 1 << bit
+    for bit, name in enumerate(
+        (
+            "out_of_distribution", "low_confidence", "gate", "disagreement", "noise", "amplifiers", "cosmic_rays",
+            "direct_counts_only",
+        )
+    )
+}  # fmt: skip
+"""CF flag bit of each reason in ``review_reason``."""
 
 
 class Mask(IntFlag):
@@ -83,9 +107,8 @@ def density_class(n_star: ArrayLike) -> NDArray[np.int8]:
     return np.where(counts < 0, -1, classes).astype(np.int8)
 
 
-@dataclass(frozen=True, order=True)
-class ChipKey:
-    """Identity of one detector image: exposure, detector and version of the data reduction."""
+class ChipKey(NamedTuple):
+    """Identity of one detector image: exposure, detector and version of the data reduction; sorted in this order."""
 
     obs_id: str
     """Exposure, 9 to 14 digits."""
@@ -107,6 +130,12 @@ class ChipFiles:
     weight: str | None = None
     flag: str | None = None
     truth: str | None = None
+    level: int | None = None
+    """Level of the data reduction that the name of the image gives; None where the header decides."""
+    truth_filter: str = ""
+    """Filter that the name of the truth catalogue gives; empty where it gives none."""
+    truth_excerpt: bool = False
+    """Whether that name says that it lists only the brightest objects."""
 
     def paths(self) -> tuple[str, ...]:
         """All files that exist for this chip, the image first."""
@@ -130,6 +159,8 @@ class ChipInfo:
     corner_dec: tuple[float, float, float, float]
     field: str
     """Sky field that the exposure belongs to."""
+    zero_point: float = float("nan")
+    """AB magnitude of 1 e-/s; NaN where the band's nominal one holds."""
     n_star: int = -1
     n_bright: int = -1
     pixel_mean: float = float("nan")
@@ -141,13 +172,10 @@ class ChipInfo:
 
 @dataclass(frozen=True)
 class ChipResult:
-    """Outcome of one chip's task: a ledger row."""
+    """What became of a chip: a row of the ledger."""
 
-    key: ChipKey
     status: str
-    """``done`` or ``rejected``."""
+    """``done``, ``rejected`` or ``failed``."""
     reason: str = ""
-    """Why it was rejected, or what was noted about an accepted one."""
+    """Why it was rejected or failed, or what was noted about one that is done."""
     info: ChipInfo | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time by stage, s."""

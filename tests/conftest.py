@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def pytest_collection_modifyitems(items):
     """Files whose tests start processes and wait for them come first; those that only compute fill the gaps."""
     slow = {item.path for item in items if item.get_closest_marker("processes")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def terminal():
+    """Ctrl-C as in a terminal, for a test and for processes that it starts: a shell that starts the suite in the
+    background lets it ignore SIGINT, and what is ignored is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -91,37 +101,39 @@ def small():
 @pytest.fixture(scope="session")
 def training_store(tmp_path_factory) -> str:
     """Blocks that are the brighter the more stars there are, in 30 fields far from each other."""
-    import xarray as xr
+    from in_process import write_maps
 
     rng, n, size = np.random.default_rng(0), 120, 16
     path = str(tmp_path_factory.mktemp("store") / "training.zarr")
     n_star = np.tile([0, 30, 300, 3000, 30_000, 300], n // 6)
     mean = 0.2 + 1e-3 * np.sqrt(n_star)[:, None, None] * rng.exponential(size=(n, size, size))
     std, valid = 0.05 + mean - 0.2, np.ones_like(mean)
-    reduced = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
-    total, field = mean.reshape(n, -1), np.arange(n) // 4
-    columns = {
-        "status": np.full(n, "done"), "band": np.tile(["g", "i"], n // 2), "field": [f"f{k}" for k in field],
-        "n_star": n_star, "n_bright": n_star // 2, "ra": field * 9.0, "dec": np.zeros(n), "exptime": np.full(n, 150.0),
-        "pixel_mean": total.mean(1), "pixel_std": total.std(1),
-        "sky_level": np.full(n, 0.2), "sky_sigma": np.full(n, 0.05),
-    }  # fmt: skip
-    survey = xr.Dataset({name: ("chip", np.asarray(values)) for name, values in columns.items()})
-    survey["reduced"] = ("chip", "channel", "iy", "ix"), reduced
-    survey.to_zarr(path, zarr_format=3, consolidated=False, encoding={"reduced": {"chunks": (1, 6, size, size)}})
+    block_stats = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
+    write_maps(path, block_stats, [_training_chip(row, n_star[row], mean[row]) for row in range(n)])
     return path
 
 
+def _training_chip(row: int, n_star: int, mean: np.ndarray):
+    from csst_dask.schema import ChipInfo
+
+    ra = 9.0 * (row // 4)
+    return ChipInfo(
+        band="gi"[row % 2], exptime=150.0, mjd=61_000.0, ra=ra, dec=0.0, corner_ra=(ra,) * 4, corner_dec=(0.0,) * 4,
+        field=f"f{row // 4}", n_star=int(n_star), n_bright=int(n_star) // 2, pixel_mean=float(mean.mean()),
+        pixel_std=float(mean.std()), n_valid=FRAME[0] * FRAME[1], sky_level=0.2, sky_sigma=0.05,
+    )  # fmt: skip
+
+
 def decoded(path: str, group: str = "") -> dict[str, np.ndarray]:
-    """Every array of a store, decoded and in the order of chip keys; sources and their dates left out."""
+    """Every array of a store, decoded and in the order of chip keys; files, their dates and rows left out."""
     root = zarr.open_group(path, mode="r", path=group)
     chips = zarr.open_group(path, mode="r")
     keys = list(zip(*(chips[name][:].tolist() for name in ("obs_id", "detector", "version")), strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return {
-        name: array[:][order] if array.shape[:1] == (len(keys),) else array[:]
+        name: array[:][order] if array.metadata.dimension_names[0] == "chip" else array[:]
         for name, array in root.arrays()
-        if name not in ("source", "source_id")
+        if name not in ("source", "source_id", "truth_id", "chip")
     }
 
 

@@ -4,16 +4,7 @@ import math
 
 import numpy as np
 
-from csst_dask.preprocess.scaling import (
-    SOFTENING,
-    TYPICAL_LOG_SIGMA,
-    bounded,
-    compressed,
-    in_sigmas,
-    log_spread,
-    robust_scale,
-    scalar_planes,
-)
+from csst_dask.preprocess.inputs import in_sigmas, log_spread, robust_scale, scalar_planes
 from csst_dask.preprocess.statistics import (
     ABOVE,
     BLOCK_PIXELS,
@@ -22,24 +13,28 @@ from csst_dask.preprocess.statistics import (
     LAGS,
     LEVELS,
     SHARES,
+    SOFTENING,
     SOURCES,
     STATISTICS,
     SUMMITS,
+    TYPICAL_LOG_SIGMA,
+    bounded,
+    compressed,
 )
-from csst_dask.schema import CHANNELS
+from csst_dask.schema import BLOCK_STATS
 
 MAPS = ("mean", "max", "std")
 
 
-def plain_statistics(reduced, scalars):
+def plain_statistics(block_stats, scalars):
     """As `map_statistics`."""
-    planes = scalar_planes(scalars, len(reduced))
+    planes = scalar_planes(scalars, len(block_stats))
     with np.errstate(all="ignore"):
         sky, sigma = robust_scale(planes)
         spread = log_spread(planes, sigma)
         rows = []
-        for chip, maps in enumerate(reduced):
-            named = dict(zip(CHANNELS, maps, strict=True))
+        for chip, maps in enumerate(block_stats):
+            named = dict(zip(BLOCK_STATS, maps, strict=True))
             valid = np.nan_to_num(named["valid"], nan=0.0, posinf=0.0, neginf=0.0).mean(dtype=np.float64)
             noise = math.log10(sigma[chip].item()) - TYPICAL_LOG_SIGMA
             rows.append([*_of_maps(named, sky[chip], sigma[chip]), noise, spread[chip].item(), valid])

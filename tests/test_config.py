@@ -21,7 +21,7 @@ FULL = {
     "routing": {"min_bright": 5},
     "map": {"nside": 256, "out": "map.zarr", "png": "/maps/map.png"},
     "training": {"recipe": "paper", "epochs": 3, "bands": ["g", "r"], "pretrained": "resnet50.pth"},
-    "execution": {"report": "dask.html"},
+    "execution": {"report": "dask.html", "attempts": 5, "block": 2},
 }
 
 
@@ -35,7 +35,7 @@ def written(folder, data):
 def test_configurations_that_come_with_the_package_are_valid(path):
     training = load_config(path).training
     assert training.recipe == path.stem
-    assert training.recipe == "csst" or (training.epochs or EPOCHS) > training.patience
+    assert training.recipe == "csst" or (training.epochs or EPOCHS) > training.early_stopping_epochs
 
 
 def test_a_download_is_no_path(tmp_path):
@@ -93,6 +93,8 @@ def test_relative_paths_are_taken_from_the_files_folder(tmp_path, monkeypatch):
         ({"mask": {"invalid": ["bad"]}}, ["mask.invalid", "nonfinite", "not_observed"]),
         ({"inference": {"batch": 0}}, ["inference.batch", "0", "auto"]),
         ({"cluster": {"scheduler": "tcp://a:1", "scheduler_file": "b"}}, ["cluster", "not both"]),
+        ({"execution": {"attempts": 0}}, ["execution.attempts", "0", "1"]),
+        ({"execution": {"block": 0}}, ["execution.block", "0", "1"]),
         ({"training": None}, ["training", "None"]),
         ({"training": {"layer_rates": [1.0, 0.0, 0.1]}}, ["training.layer_rates.1", "found 0.0", "greater than 0"]),
         ({"routing": {"review_cost": -1}}, ["routing.review_cost", "-1", "0"]),
@@ -108,6 +110,44 @@ def test_every_wrong_field_is_named_with_what_was_found(tmp_path, data, words):
             call()
         for word in words:
             assert word in str(error.value)
+
+
+PATHS = (
+    "cluster.scheduler_file", "execution.report", "simulation.psf", "inference.weights", "map.out", "map.png",
+    "map.fits", "map.moc", "training.pretrained",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("url", ["s3://bucket/x", "memory://x", "https://host/x", "s3:/bucket/x"])
+def test_a_url_is_refused_where_a_path_is_expected(tmp_path, name, url):
+    section, _, field = name.partition(".")
+    for call in (
+        lambda: with_settings(Config(), {name: url}),
+        lambda: load_config(written(tmp_path, {section: {field: url}})),
+    ):
+        with pytest.raises(ConfigError, match="only a survey store may be a URL") as error:
+            call()
+        assert url in str(error.value)
+        assert name in str(error.value)
+
+
+def test_a_url_among_the_inputs_is_refused():
+    with pytest.raises(ConfigError, match=r"inputs.*s3://bucket/exposures"):
+        build_config({"inputs": ["/data/a", "s3://bucket/exposures"]})
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_file_url_is_a_path(tmp_path, name):
+    section, _, field = name.partition(".")
+    config = load_config(written(tmp_path, {section: {field: "file:///data/x"}}))
+    assert getattr(getattr(config, section), field) == Path("/data/x")
+    assert with_settings(Config(), {name: Path("file:///data/x")}) == with_settings(Config(), {name: "/data/x"})
+
+
+def test_only_a_store_may_be_a_url_and_it_stays_as_it_is(tmp_path):
+    for url in ("s3://bucket/survey.zarr", "memory://survey.zarr", "file:///data/survey.zarr", "s3:/slip/of/the/pen"):
+        assert load_config(written(tmp_path, {"store": url})).store == url
 
 
 @pytest.mark.parametrize(

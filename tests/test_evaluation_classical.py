@@ -7,7 +7,7 @@ import pytest
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.calibration import apply_calibration, fit_calibration
 from csst_dask.evaluation.classical import COUNTS, count_sources
-from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import BAND_TABLE
 from csst_dask.schema import BANDS, Mask, density_class
 
 SKY, NOISE, EXPTIME = 0.16, 0.045, 150.0

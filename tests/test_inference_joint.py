@@ -8,7 +8,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.neighbours import Joint, class_of, joint_table
 from csst_dask.inference.joint import combine, learn_joint
-from csst_dask.runners.joint import estimate_jointly
+from csst_dask.pipeline.joint import estimate_jointly
 from csst_dask.schema import density_class
 
 NOISE = {"NUV": 0.3, "g": 0.03, "i": 0.1}

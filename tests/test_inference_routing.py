@@ -16,20 +16,20 @@ CONFIG = RoutingConfig(min_bright=20, min_confidence=0.6, missed_cost=5, needles
 CASES = list(itertools.product([True, False], [0.0, 0.3, 0.9], [5.0, 50.0, np.nan], [0.3, 0.9], [True, False]))
 
 
-@pytest.mark.parametrize(("valid", "chance", "bright", "confidence", "unlike"), CASES)
-def test_truth_table(valid, chance, bright, confidence, unlike):
+@pytest.mark.parametrize(("valid", "chance", "bright", "confidence", "out_of_distribution"), CASES)
+def test_truth_table(valid, chance, bright, confidence, out_of_distribution):
     expected = [
         name
         for name, holds in (
             ("invalid", not valid),
             ("crowded", chance == 0.9),
-            ("review", confidence < 0.6 or unlike or chance == 0.3),  # 0.3 x 5 and 0.7 x 1 are both more than 0.5
+            ("review", confidence < 0.6 or out_of_distribution or chance == 0.3),  # 1.5 and 0.7 exceed 0.5
             ("sparse", bright < 20),
         )
         if holds
     ] or ["standard"]
-    name, flags = route([chance], [bright], [confidence], [valid], [unlike], CONFIG)
-    assert name[0] == ("review" if valid and unlike else expected[0])
+    name, flags = route([chance], [bright], [confidence], [valid], [out_of_distribution], CONFIG)
+    assert name[0] == ("review" if valid and out_of_distribution else expected[0])
     assert flags[0] == sum(ROUTE_FLAGS[word] for word in expected)
     assert flags.dtype == np.uint8
 

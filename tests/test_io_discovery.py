@@ -36,7 +36,7 @@ def test_files_of_one_chip_are_put_together(tmp_path):
     image, weight, flag = triplet(tmp_path / "b" / "c")
     (truth,) = touch(tmp_path / "truth", STEM.format(EXPOSURE, 8) + "_L0_V07.cat")
     touch(tmp_path, "README.md", "plot.png", STEM.format(EXPOSURE, 8) + "_L1_V01_psf.fits")
-    assert discover([tmp_path]) == ([ChipFiles(ChipKey(EXPOSURE, 8, 1), image, weight, flag, truth)], [])
+    assert discover([tmp_path]) == ([ChipFiles(ChipKey(EXPOSURE, 8, 1), image, weight, flag, truth, level=1)], [])
 
 
 def test_order_and_repetition_of_inputs_do_not_matter(tmp_path):
@@ -61,7 +61,10 @@ def test_names_without_version(tmp_path):
     stem = STEM.format("100000100", 6)
     image, flag = touch(tmp_path, f"{stem}_img.fits", f"{stem}_flg.fits")
     (truth,) = touch(tmp_path, "MSC_10000100_chip_06_filt_y.cat")
-    assert discover([tmp_path]) == ([ChipFiles(ChipKey("100000100", 6), image, None, flag, truth)], [])
+    assert discover([tmp_path]) == (
+        [ChipFiles(ChipKey("100000100", 6), image, None, flag, truth, truth_filter="y")],
+        [],
+    )
 
 
 def test_the_whole_truth_goes_before_an_excerpt(tmp_path):
@@ -69,10 +72,11 @@ def test_the_whole_truth_goes_before_an_excerpt(tmp_path):
     stem = STEM.format(EXPOSURE, 8)
     excerpt, whole = touch(tmp_path, f"{stem}_L0_V01_top1000.cat", f"{stem}_L0_V02.cat")
     chips, left = discover([tmp_path])
-    assert (chips[0].image, chips[0].truth) == (image, whole)
+    assert (chips[0].image, chips[0].truth, chips[0].truth_excerpt) == (image, whole, False)
     assert left == [(excerpt, f"duplicate of {whole}")]
     os.remove(whole)
-    assert discover([tmp_path])[0][0].truth == excerpt
+    [chip] = discover([tmp_path])[0]
+    assert (chip.truth, chip.truth_excerpt) == (excerpt, True)
 
 
 def test_duplicates_and_orphans_are_listed(tmp_path):
@@ -95,7 +99,7 @@ def test_level_1_takes_the_place_of_level_0(tmp_path):
     chips, left = discover([tmp_path])
     assert [chip.image for chip in chips] == [image]
     assert left == [(raw, f"level 0 of a chip that is here reduced: {image}")]
-    assert discover([raw])[0][0].key == ChipKey(EXPOSURE, 8, 3)
+    assert discover([raw])[0] == [ChipFiles(ChipKey(EXPOSURE, 8, 3), raw, level=0)]
 
 
 def test_keys_from_headers(tmp_path):

@@ -19,9 +19,26 @@ def test_times():
     assert math.isnan(headers.read_mjd(fits.Header([("DATE-OBS", "?")])))
 
 
-def test_band_comes_from_name_then_filter_then_label_then_detector():
+NUMBERS = [
+    (headers.read_exptime, {"EXPTIME": 150.0}, {"EXPTIME": 300.0}),
+    (headers.read_mjd, {"EXPSTART": 61000.5}, {"EXPSTART": 61001.5}),
+    (headers.read_pointing, {"RA_PNT0": 10.0, "DEC_PNT0": -20.0}, {"RA_PNT0": 30.0, "DEC_PNT0": 40.0}),
+]
+
+
+@pytest.mark.parametrize(("read", "cards", "others"), NUMBERS)
+def test_numbers_of_the_exposure_stand_in_the_primary_header(read, cards, others):
+    """Where both headers hold a number the primary one counts, and the image's serves where that has none."""
+    one, other, nothing = (fits.Header(list(some.items())) for some in (cards, others, {}))
+    assert read(one, nothing) == read(nothing, one) == read(one, None)
+    assert read(one, nothing) != read(other, nothing)
+    assert read(one, other) == read(nothing, other)
+    for useless in (headers.FILL, "N/A", True):
+        assert read(one, fits.Header([(name, useless) for name in cards])) == read(one, nothing)
+
+
+def test_band_comes_from_filter_then_label_then_detector():
     filters = fits.Header([("FILTER", "N"), ("CCDLABEL", "z-1")])
-    assert headers.read_band(filters, None, 12, "y")[0] == "y"
     assert headers.read_band(filters, None, 12) == ("NUV", "")
     assert headers.read_band(fits.Header([("FILTER", "?"), ("CCDLABEL", "z-1")]), None, 11) == ("z", "")
     assert headers.read_band(fits.Header(), fits.Header(), 11) == ("z", "")

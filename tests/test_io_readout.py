@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from csst_dask.errors import ChipRejected
 from csst_dask.instrument import detector_wcs
-from csst_dask.io import open_pixels, read_detector
+from csst_dask.io import open_pixels, parse_name, read_detector
 from csst_dask.io.readout import (
     OVERSCAN,
     OVERSCAN_ROWS,
@@ -31,6 +32,8 @@ KEY = ChipKey("10600000012", 14, 1)
 POINTING = (90.0, -66.5607, 180.0)
 STEM = "CSST_MSC_MS_WIDE_20270101000000_20270101000230_10600000012_14_L0_V01"
 GAIN, EXPTIME = 1.25, 150.0
+NOISE = 4.5
+"""Of the read-out, ADU."""
 
 
 def write(path, data, primary=None, **cards):
@@ -42,7 +45,8 @@ def write(path, data, primary=None, **cards):
     head = fits.PrimaryHDU()
     head.header.update({"OBSID": KEY.obs_id, "EXPTIME": EXPTIME} if primary is None else primary)
     fits.HDUList([head, image]).writeto(path, overwrite=True)
-    return ChipFiles(KEY, str(path))
+    name = parse_name(str(path))
+    return ChipFiles(KEY, str(path), level=name.level if name else None)
 
 
 def counts(shape=FRAME, seed=0):
@@ -174,14 +178,60 @@ def test_the_bias_is_found_in_noise_and_in_spite_of_charge_that_spills_over(tmp_
     np.testing.assert_allclose(found, level, atol=0.3)
 
 
+@pytest.fixture
+def overscan(tmp_path):
+    """Bias of the strips of a noisy frame whose overscan (rows, strip, column) a function may change."""
+
+    def bias(change=lambda over: None):
+        strips = split(counts((400, 96)), 500 + np.arange(16)).astype(float)
+        over = strips.reshape(len(strips), 16, -1)[:, :, -OVERSCAN:]
+        over += NOISE * np.random.default_rng(3).standard_normal(over.shape)
+        change(over)
+        path = tmp_path / "x.fits"
+        fits.PrimaryHDU(np.rint(strips).astype(np.uint16)).writeto(path, overwrite=True)
+        with open_pixels(path) as source:
+            return strip_bias(source)
+
+    return bias
+
+
+def test_the_bias_does_not_depend_on_how_bright_outliers_are(overscan):
+    """A tenth of the overscan is hit by cosmic rays: by 5 or 40 sigma or up to the limit, the bias is the same."""
+    hit = np.random.default_rng(4).random((200 + OVERSCAN_ROWS, 16, OVERSCAN)) < 0.1
+
+    def rays(height):
+        def change(over):
+            over[hit] = min(520 + height, 65535)
+
+        return change
+
+    found = [overscan(rays(height)) for height in (5 * NOISE, 40 * NOISE, 65535)]
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+    np.testing.assert_allclose(found[0], overscan(), atol=0.3)
+
+
+def test_charge_that_was_left_behind_does_not_move_the_bias(overscan):
+    """Too faint to be an outlier, deferred charge is kept out by its place: the first 8 columns of the overscan."""
+
+    def deferred(columns):
+        def change(over):
+            over[:, :, :columns] += 1.5 * NOISE
+
+        return change
+
+    np.testing.assert_array_equal(overscan(deferred(8)), overscan())
+    assert (overscan(deferred(9)) > overscan() + 0.03).all()
+
+
 def test_a_flag_file_adds_to_the_saturated_pixels(tmp_path):
     adu = counts()
     adu[4, 4] = 65535
     flags = np.zeros(FRAME, np.uint16)
     flags[4, 4], flags[8, 9] = 1, 16
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(flags)]).writeto(tmp_path / "f.fits")
-    files = write(tmp_path / f"{STEM}.fits", adu, BIAS=500.0)
-    with read_detector(ChipFiles(KEY, files.image, flag=str(tmp_path / "f.fits")), FRAME) as chip:
+    files = replace(write(tmp_path / f"{STEM}.fits", adu, BIAS=500.0), flag=str(tmp_path / "f.fits"))
+    with read_detector(files, FRAME) as chip:
         bits = chip.flag.read_rows(0, 92)
         assert chip.notes == []
     assert (bits[4, 4], bits[8, 9], np.count_nonzero(bits)) == (9, 16, 2)
@@ -207,6 +257,17 @@ def test_a_flag_file_adds_to_the_saturated_pixels(tmp_path):
 def test_what_is_ambiguous_is_refused(tmp_path, name, data, cards, reason):
     with pytest.raises(ChipRejected, match=reason):
         read_detector(write(tmp_path / f"{name}.fits", data, **cards), FRAME)
+
+
+def test_the_level_is_that_of_the_record_not_of_the_file_name(tmp_path):
+    """A hand-made record says nothing of levels, so that the header decides whatever the file is called."""
+    rate = counts().astype("f4")
+    raw = write(tmp_path / f"{STEM}.fits", rate, BUNIT="e-/s")
+    assert raw.level == 0
+    with pytest.raises(ChipRejected, match="for level 0"):
+        read_detector(raw, FRAME)
+    with read_detector(replace(raw, level=None), FRAME) as chip:
+        np.testing.assert_array_equal(chip.image.read_rows(0, 92), rate)
 
 
 def test_whole_numbers_without_a_unit(tmp_path):

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 
 from csst_dask.errors import ConfigError
-from csst_dask.io import TRUTH_COLUMNS, read_truth, write_truth
-from csst_dask.schema import ChipKey
+from csst_dask.io import TRUTH_COLUMNS, TruthCounts, discover, read_truth, write_truth
+from csst_dask.schema import ChipFiles, ChipKey
 
 KEY = ChipKey("100000100", 8, 1)
 SHAPE = (92, 96)
+STEM = "CSST_MSC_MS_WIDE_20220706125114_20220706125344_100000100_08"
 
 
 def catalogue(n=2000, seed=0):
@@ -32,9 +33,17 @@ def expected(columns, bright=23.5):
     return on.sum(), (on & (columns["mag"] < bright)).sum()
 
 
-def counts(path, band="g", key=KEY):
-    found = read_truth(path, key, band, SHAPE)
+def counts(path):
+    found = read_truth(ChipFiles(KEY, "", truth=str(path)), "g", SHAPE)
     return found.n_star, found.n_bright, found.note
+
+
+def discovered(folder):
+    """The files of the one chip of a folder that holds a truth catalogue already."""
+    (folder / f"{STEM}_L1_V01_img.fits").touch()
+    [files], left = discover([folder])
+    assert left == []
+    return files
 
 
 def test_written_catalogues_are_read_back_exactly(tmp_path):
@@ -90,29 +99,18 @@ def test_a_subset_of_columns_in_another_order_suffices(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
-        ("CSST_MSC_MS_WIDE_20220706125114_20220706125344_100000100_08_L0_V01_top1000.cat", {}, "excerpt"),
-        (
-            "CSST_MSC_MS_WIDE_20220706125114_20220706125344_100000100_09_L0_V01.cat",
-            {},
-            "expected 100000100-08",
-        ),
-        (
-            "CSST_MSC_MS_WIDE_20220706125114_20220706125344_100000101_08_L0_V01.cat",
-            {},
-            "expected 100000100-08",
-        ),
+        (f"{STEM}_L0_V01_top1000.cat", {}, "excerpt"),
         ("MSC_100000100_chip_08_filt_y.cat", {}, "filter y, expected g"),
-        ("t.cat", {"ID_chip": 9}, "ID_chip names 9, expected 8"),
-        ("t.cat", {"filter": "r"}, "filter names r, expected g"),
+        (f"{STEM}_L0_V01.cat", {"ID_chip": 9}, "ID_chip names 9, expected 8"),
+        (f"{STEM}_L0_V01.cat", {"filter": "r"}, "filter names r, expected g"),
     ],
 )
 def test_catalogues_of_something_else_give_no_counts(tmp_path, name, changes, reason):
-    path = tmp_path / name
-    write_truth(path, catalogue() | changes)
-    n_star, n_bright, note = counts(path)
-    assert (n_star, n_bright) == (-1, -1)
-    assert reason in note
-    assert name in note
+    write_truth(tmp_path / name, catalogue() | changes)
+    found = read_truth(discovered(tmp_path), "g", SHAPE)
+    assert (found.n_star, found.n_bright) == (-1, -1)
+    assert reason in found.note
+    assert name in found.note
 
 
 @pytest.mark.parametrize(
@@ -120,16 +118,19 @@ def test_catalogues_of_something_else_give_no_counts(tmp_path, name, changes, re
     [
         ("MSC_10000100_chip_08_filt_g.cat", {}),
         ("MSC_100000100_chip_08_filt_g.cat", {"ID_chip": "chip_08", "filter": "G"}),
-        (
-            "CSST_MSC_MS_WIDE_20220706125114_20220706125344_100000100_08_L0_V07.cat",
-            {"ID_chip": 0, "filter": 0},
-        ),
+        (f"{STEM}_L0_V07.cat", {"ID_chip": 0, "filter": 0}),
     ],
 )
 def test_catalogues_of_this_chip_by_other_spellings(tmp_path, name, changes):
     columns = catalogue() | changes
     write_truth(tmp_path / name, columns)
-    assert counts(tmp_path / name) == (*expected(columns), "")
+    assert read_truth(discovered(tmp_path), "g", SHAPE) == TruthCounts(*expected(columns))
+
+
+def test_files_given_by_hand_may_have_any_name(tmp_path):
+    path, columns = tmp_path / f"{STEM}_top1000.cat", catalogue()
+    write_truth(path, columns)
+    assert counts(path) == (*expected(columns), "")
 
 
 @pytest.mark.parametrize(

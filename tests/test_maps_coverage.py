@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csst_dask.errors import ChipRejected
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 from csst_dask.maps.coverage import detector_area, overlap, valid_fraction, visit
 from csst_dask.maps.grid import HealpixGrid
 

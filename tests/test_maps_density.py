@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 from csst_dask.errors import ChipRejected, ConfigError
+from csst_dask.maps.chips import MapChips
 from csst_dask.maps.coverage import detector_area
 from csst_dask.maps.dataset import add_maps, degrade, footprint_area, from_dataset, grid_of, to_dataset
 from csst_dask.maps.density import AREAS, ChipForMap, accumulate, chip_sums, degrade_sums, empty_sums, merge
@@ -32,6 +33,14 @@ def a_chip(ra=150.0, dec=2.0, band="g", count=700.0, side=0.19, **changes):
     return replace(chip, **changes)
 
 
+def keys(start=0, stop=15):
+    return MapChips([f"{10_100_000_000 + k}" for k in range(start, stop)], [7] * (stop - start), [0] * (stop - start))
+
+
+def as_map(sums, attrs=None, listed=None):
+    return to_dataset(sums, HealpixGrid(sums.nside), attrs or {}, keys() if listed is None else listed)
+
+
 @pytest.fixture(scope="module")
 def chips():
     rng = np.random.default_rng(0)
@@ -44,6 +53,7 @@ def chips():
             valid=rng.random((224, 224)).astype(np.float32) ** 3,
             density_class=int(rng.integers(0, 6)),
             crowded=k % 5 == 4,
+            review=k % 4 == 1,
         )
         for k in range(15)
     ]
@@ -56,7 +66,7 @@ def parts(chips):
 
 def assert_same(a, b, rtol=1e-12):
     assert a.nside == b.nside
-    for name in ("band", "cell", "n_chips"):
+    for name in ("band", "cell", "n_visits"):
         assert np.array_equal(getattr(a, name), getattr(b, name))
     for name in (*AREAS, "class_area"):
         assert np.allclose(getattr(a, name), getattr(b, name), rtol=rtol, atol=0), name
@@ -85,10 +95,10 @@ def test_sums_of_different_resolution_do_not_add(parts):
 
 
 def test_visited_area_is_that_of_the_valid_pixels(chips, parts):
-    ds = to_dataset(accumulate(parts), GRID)
+    ds = as_map(accumulate(parts))
     expected = sum(detector_area(c.corner_ra, c.corner_dec) * c.valid.mean(dtype=float) for c in chips)
     assert float(ds["visit_area"].sum()) == pytest.approx(expected, rel=1e-12)
-    assert np.allclose(ds["class_area"].sum("density_level"), ds["visit_area"], rtol=1e-12)
+    assert np.allclose(ds["class_area"].sum("density_level") + ds["review_area"], ds["visit_area"], rtol=1e-12)
 
 
 def test_stars_of_fully_valid_chips_are_all_on_the_map():
@@ -108,7 +118,7 @@ def test_one_count_on_every_chip_gives_one_density():
         )
         for _ in range(6)
     ]
-    ds = to_dataset(accumulate([chip_sums(chip, GRID) for chip in chips]), GRID)
+    ds = as_map(accumulate([chip_sums(chip, GRID) for chip in chips]))
     whole = detector_area(chips[0].corner_ra, chips[0].corner_dec)
     assert np.allclose(ds["bright_star_density"], 321 / whole, rtol=1e-12)
     sigma = 321 * 0.5 / (2 * NormalDist().inv_cdf(0.95))
@@ -122,13 +132,13 @@ def test_a_narrower_level_means_a_larger_error():
 
 def test_a_bypassed_chip_counts_as_crowded_area_only():
     crowded = a_chip(count=np.nan, density_class=5, crowded=True)
-    alone = to_dataset(chip_sums(crowded, GRID), GRID)
+    alone = as_map(chip_sums(crowded, GRID))
     assert np.isnan(alone["bright_star_density"]).all()
     assert (alone["crowded_fraction"] == 1).all()
     assert (alone["density_class"] == 5).all()
-    both = to_dataset(merge(chip_sums(crowded, GRID), chip_sums(a_chip(), GRID)), GRID)
+    both = as_map(merge(chip_sums(crowded, GRID), chip_sums(a_chip(), GRID)))
     assert np.allclose(both["crowded_fraction"], 0.5)
-    assert np.allclose(both["bright_star_density"], to_dataset(chip_sums(a_chip(), GRID), GRID)["bright_star_density"])
+    assert np.allclose(both["bright_star_density"], as_map(chip_sums(a_chip(), GRID))["bright_star_density"])
 
 
 def test_the_class_with_the_largest_area_wins():
@@ -139,8 +149,54 @@ def test_the_class_with_the_largest_area_wins():
         a_chip(density_class=1),
     ]
     sums = [chip_sums(chip, GRID) for chip in chips]
-    assert (to_dataset(accumulate(sums), GRID)["density_class"] == 4).all()
-    assert (to_dataset(accumulate(sums[:2]), GRID)["density_class"] == 2).all()  # a tie: the lower one
+    assert (as_map(accumulate(sums))["density_class"] == 4).all()
+    assert (as_map(accumulate(sums[:2]))["density_class"] == 2).all()  # a tie: the lower one
+
+
+VISITS = ("visit_area", "n_visits", "review_area")
+"""What chips under review may change."""
+
+
+def test_chips_under_review_change_nothing_but_visits(chips, parts):
+    reviewed = np.array([chip.review for chip in chips])
+    assert 0 < reviewed.sum() < len(chips)
+    without = as_map(accumulate(part for part, review in zip(parts, reviewed, strict=True) if not review))
+    ds = as_map(accumulate(parts))
+    there = ds.isel(cells=np.isin(ds["cell_ids"], without["cell_ids"])).sel(band=without["band"])
+    xr.testing.assert_identical(there.drop_vars(VISITS), without.drop_vars(VISITS))
+    review = as_map(accumulate(part for part, review in zip(parts, reviewed, strict=True) if review))
+    for name in ("visit_area", "n_visits"):
+        added = from_dataset(without), from_dataset(review)
+        assert sum(getattr(sums, name).sum() for sums in added) == pytest.approx(float(ds[name].sum()), rel=1e-12)
+    assert np.array_equal(review["review_area"], review["visit_area"])
+    assert float(ds["review_area"].sum()) == pytest.approx(float(review["visit_area"].sum()), rel=1e-12)
+
+
+def test_three_chips_under_review_cannot_change_a_density():
+    good = chip_sums(a_chip(), GRID)
+    wrong = [chip_sums(a_chip(count=1e6, density_class=4, review=True), GRID) for _ in range(3)]
+    alone, among = as_map(good), as_map(accumulate([wrong[0], good, *wrong[1:]]))
+    xr.testing.assert_identical(among.drop_vars(VISITS), alone.drop_vars(VISITS))
+    assert (among["n_visits"] == 4).all()
+    assert np.allclose(among["review_area"], 3 * alone["visit_area"])
+
+
+def test_what_only_chips_under_review_saw_is_seen_and_has_no_value():
+    ds = as_map(chip_sums(a_chip(count=np.nan, density_class=-1, crowded=True, review=True), GRID))
+    assert footprint_area(ds) > 0
+    assert (ds["density_class"] == -1).all()
+    for name in ("bright_star_density", "bright_star_density_error", "crowded_fraction"):
+        assert np.isnan(ds[name]).all(), name
+    for name in ("class_area", "crowded_area", "bright_area", "bright_sum", "bright_err_sum"):
+        assert (ds[name] == 0).all(), name
+
+
+def test_crowded_fraction_is_of_the_area_that_is_not_under_review(parts):
+    ds = as_map(accumulate(parts))
+    trusted = ds["visit_area"] - ds["review_area"]
+    assert ((ds["crowded_fraction"] > 0) & (ds["review_area"] > 0)).any()
+    assert np.array_equal(np.isfinite(ds["crowded_fraction"]), trusted > 0)
+    assert np.allclose((ds["crowded_fraction"] * trusted).fillna(0), ds["crowded_area"], rtol=1e-9, atol=1e-15)
 
 
 def test_masked_cells_are_not_seen():
@@ -160,15 +216,15 @@ def test_degrading_equals_building_coarser(chips, parts, nside):
         assert np.array_equal(getattr(coarse, name), getattr(built, name))
     for name in (*AREAS, "class_area"):
         assert np.allclose(getattr(coarse, name), getattr(built, name), rtol=1e-11, atol=1e-16), name
-    assert np.all(coarse.n_chips <= built.n_chips)
+    assert np.all(coarse.n_visits <= built.n_visits)
 
 
 def test_degraded_chip_number_is_the_largest_of_the_children(parts):
     whole = accumulate(parts)
     coarse = degrade_sums(whole, 64)
     parents = whole.cell >> 6
-    for band, cell, n in zip(coarse.band, coarse.cell, coarse.n_chips, strict=True):
-        assert n == whole.n_chips[(whole.band == band) & (parents == cell)].max()
+    for band, cell, n in zip(coarse.band, coarse.cell, coarse.n_visits, strict=True):
+        assert n == whole.n_visits[(whole.band == band) & (parents == cell)].max()
 
 
 def test_a_map_is_never_refined(parts):
@@ -178,14 +234,18 @@ def test_a_map_is_never_refined(parts):
 
 def test_dataset_round_trip(parts):
     sums = accumulate(parts)
-    ds = to_dataset(sums, GRID, {"weights": "sha256:0"})
+    ds = as_map(sums, {"weights": "sha256:0"})
     assert_same(from_dataset(ds), sums, rtol=0)
     assert_same(from_dataset(ds.isel(cells=slice(None, None, -1), band=[2, 0, 1])), sums, rtol=0)
+    for name in ds["band"].values:
+        one, own = from_dataset(ds.sel(band=name)), sums.band == BANDS.index(name)
+        assert np.array_equal(one.cell, sums.cell[own])
+        assert np.array_equal(one.bright_sum, sums.bright_sum[own])
     assert ds.attrs["weights"] == "sha256:0"
 
 
 def test_dataset_layout(parts):
-    ds = to_dataset(accumulate(parts), GRID)
+    ds = as_map(accumulate(parts))
     assert list(ds["band"].values) == ["NUV", "g", "y"]
     assert ds["visit_area"].dims == ("band", "cells")
     assert np.all(np.diff(ds["cell_ids"]) > 0)
@@ -200,35 +260,37 @@ def test_dataset_layout(parts):
         assert variable.attrs["grid_mapping"] == "crs"
     flags = ds["density_class"].attrs
     assert len(flags["flag_values"]) == len(flags["flag_meanings"].split())
-    unseen = ds["n_chips"] == 0
+    unseen = ds["n_visits"] == 0
     assert unseen.any()
     assert np.isnan(ds["bright_star_density"].where(unseen)).all()
     assert (ds["density_class"].values[unseen.values] == -1).all()
 
 
 def test_footprint_counts_a_cell_once(parts):
-    ds = to_dataset(accumulate(parts), GRID)
+    ds = as_map(accumulate(parts))
     assert footprint_area(ds) == pytest.approx(ds.sizes["cells"] * GRID.cell_area)
-    assert footprint_area(add_maps(ds, ds)) == footprint_area(ds)
+    again = as_map(accumulate(parts), listed=keys(15, 30))
+    assert footprint_area(add_maps(ds, again)) == footprint_area(ds)
 
 
 def test_a_new_night_is_one_addition(parts):
-    first, second = (to_dataset(accumulate(p), GRID, {"night": n}) for p, n in ((parts[:7], "1"), (parts[7:], "2")))
+    first = as_map(accumulate(parts[:7]), {"night": "1"}, keys(0, 7))
+    second = as_map(accumulate(parts[7:]), {"night": "2"}, keys(7))
     both = add_maps(first, second)
-    xr.testing.assert_allclose(both.drop_attrs(), to_dataset(accumulate(parts), GRID).drop_attrs(), rtol=1e-12)
+    xr.testing.assert_allclose(both.drop_attrs(), as_map(accumulate(parts)).drop_attrs(), rtol=1e-12)
     assert both.attrs["night"] == ["1", "2"]
     assert both.attrs["dggs"] == first.attrs["dggs"]
 
 
 def test_degrading_a_map_commutes_with_adding(parts):
-    a, b = to_dataset(accumulate(parts[:7]), GRID), to_dataset(accumulate(parts[7:]), GRID)
+    a, b = as_map(accumulate(parts[:7]), {}, keys(0, 7)), as_map(accumulate(parts[7:]), {}, keys(7))
     one, other = degrade(add_maps(a, b), 64), add_maps(degrade(a, 64), degrade(b, 64))
-    xr.testing.assert_allclose(one.drop_vars("n_chips"), other.drop_vars("n_chips"), rtol=1e-12)
+    xr.testing.assert_allclose(one.drop_vars("n_visits"), other.drop_vars("n_visits"), rtol=1e-12)
 
 
 def test_no_chips_make_an_empty_map():
-    ds = to_dataset(empty_sums(64), HealpixGrid(64))
-    assert dict(ds.sizes) == {"band": 0, "cells": 0, "density_level": 6}
+    ds = as_map(empty_sums(64), listed=keys(0, 0))
+    assert dict(ds.sizes) == {"band": 0, "cells": 0, "density_level": 6, "exposure": 0, "detector": 0}
     assert from_dataset(ds).cell.size == 0
 
 
@@ -242,6 +304,8 @@ def test_no_chips_make_an_empty_map():
         {"bright_lower": 900.0, "bright_upper": 800.0},
         {"level": 1.0},
         {"corner_ra": np.full(4, np.nan)},
+        {"review": True, "band": "K"},
+        {"review": True, "corner_ra": np.full(4, np.nan)},
     ],
     ids=str,
 )
@@ -251,19 +315,20 @@ def test_impossible_chips_are_rejected(change):
 
 
 def test_other_datasets_are_refused(parts):
-    ds = to_dataset(parts[0], GRID)
+    ds = as_map(parts[0])
     for wrong in (
         ds.drop_vars("cell_ids"),
         ds.drop_vars("bright_sum"),
+        ds.drop_vars("review_area"),
         ds.assign_attrs(coordinate_frame="galactic"),
         ds.assign_coords(band=["K"]),
     ):
         with pytest.raises(ConfigError):
             from_dataset(wrong)
     with pytest.raises(ConfigError, match="nside"):
-        to_dataset(parts[0], HealpixGrid(64))
+        to_dataset(parts[0], HealpixGrid(64), {}, keys(0, 1))
 
 
 def test_bands_are_those_of_the_schema():
     sums = accumulate([chip_sums(a_chip(band=band, ra=5.0), HealpixGrid(64)) for band in reversed(BANDS)])
-    assert tuple(to_dataset(sums, HealpixGrid(64))["band"].values) == BANDS
+    assert tuple(as_map(sums, listed=keys(0, 7))["band"].values) == BANDS

@@ -3,7 +3,7 @@ import pytest
 from healpix_geo import nested
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 from csst_dask.maps.grid import HealpixGrid
 
 

@@ -1,19 +1,23 @@
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
+from csst_dask.maps.chips import MapChips
 from csst_dask.maps.dataset import to_dataset
 from csst_dask.maps.density import ChipForMap, accumulate, chip_sums, empty_sums
 from csst_dask.maps.grid import HealpixGrid
 from csst_dask.maps.panel import patches, tangent_plane
-from csst_dask.maps.plot import plot_map
+from csst_dask.maps.plot import REVIEW, plot_map
 
 
-def a_map(places, nside=512, bands=("g",), crowded=False, side=0.2):
+def a_map(places, nside=512, bands=("g",), crowded=False, side=0.2, review=None):
     grid = HealpixGrid(nside)
     sums = []
     for k, (ra, dec) in enumerate(places):
@@ -22,8 +26,10 @@ def a_map(places, nside=512, bands=("g",), crowded=False, side=0.2):
         corners = (ra + x) % 360, dec + side / 2 * np.array([-1, -1, 1, 1])
         for band in bands:
             chip = ChipForMap(band, *corners, np.ones((8, 8), np.float32), n, 0.9 * n, 1.1 * n, 3, crowded and k == 0)
+            chip = replace(chip, review=k == review)
             sums.append(chip_sums(chip, grid))
-    return to_dataset(accumulate(sums), grid)
+    n = len(sums)
+    return to_dataset(accumulate(sums), grid, {}, MapChips([f"{k:011d}" for k in range(n)], [7] * n, [0] * n))
 
 
 SIX = [(10, 41), (83, -69), (180, 30), (190, 32), (266, -29), (359.99, 0)]
@@ -104,7 +110,7 @@ def test_zero_stars_can_be_drawn(tmp_path):
 
 def test_an_empty_map_is_refused():
     with pytest.raises(ConfigError, match="no observed cell"):
-        plot_map(to_dataset(empty_sums(64), HealpixGrid(64)))
+        plot_map(to_dataset(empty_sums(64), HealpixGrid(64), {}, MapChips([], [], [])))
 
 
 def test_a_nearly_empty_field_does_not_take_the_colours_of_the_others():
@@ -129,3 +135,25 @@ def test_a_nearly_empty_field_does_not_take_the_colours_of_the_others():
     assert bars["error of the density"] == ((0, 100), 1)
     plain = plot_map(a_map(SIX[:2]))
     assert not any(ax.patches for ax in plain.axes if "[" in ax.get_title())
+
+
+def test_cells_that_only_chips_under_review_saw_have_a_hatch_and_a_legend(tmp_path):
+    for nside, side, name in ((512, 0.2, "rectilinear"), (64, 1.5, "mollweide")):
+        places = SIX if name == "rectilinear" else [(30 * k + 5, 8 * k - 50) for k in range(12)]
+        ds = a_map(places, nside=nside, side=side)
+        assert not plot_map(ds).legends
+        other = a_map(places, nside=nside, side=side, crowded=True, review=1)
+        figure = plot_map(other, tmp_path / "map.png")
+        [legend] = figure.legends
+        words = [text.get_text() for text in legend.get_texts()]
+        assert ["crowded" in text for text in words] == [True, False]
+        assert ["review" in text for text in words] == [False, True]
+        hatches = {patch.get_hatch() for patch in legend.get_patches()}
+        assert len(hatches) == 2
+        panels = [ax for ax in figure.axes if ax.name == name and ax.collections]
+        drawn = {h for ax in panels for c in ax.collections for h in getattr(c, "hatches", [c.get_hatch()]) if h}
+        assert drawn == hatches
+        with Image.open(tmp_path / "map.png") as image:
+            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+        colour = (np.array(to_rgb(REVIEW["edgecolor"])) * 255).round().astype(int)
+        assert (np.abs(pixels - colour).max(axis=1) < 30).any(), "it is on the picture"

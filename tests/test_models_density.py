@@ -10,13 +10,14 @@ from sklearn.decomposition import PCA
 
 from csst_dask.models import build_network
 from csst_dask.models.calibrate import best_temperature
-from csst_dask.models.decode import ask, class_log_chance
 from csst_dask.models.density import (
     CHANGED,
     COMPONENTS,
     LEAST_VARIANCE,
     FiLM,
+    ask,
     build_density_network,
+    class_log_chance,
     class_log_probability,
 )
 from csst_dask.schema import BANDS, CLASS_BORDERS, CLASS_EDGES, N_CLASSES, density_class
@@ -116,7 +117,7 @@ def test_the_distance_of_what_was_seen_has_the_mean_of_its_law(network, seen):
     centres = np.stack([known[bands == band].mean(0) for band in range(3)])
     residual = known - centres[bands]
     values = np.clip(np.linalg.eigvalsh(residual.T @ residual / len(residual)), 0, None)
-    found = network.strangeness(seen).double()
+    found = network.ood_score(seen).double()
     assert found.square().mean().item() == pytest.approx(np.mean(values / (values + LEAST_VARIANCE)), rel=1e-3)
     whitening = np.linalg.inv(residual.T @ residual / len(residual) + LEAST_VARIANCE * np.eye(CONTEXT))
     expected = np.sqrt(np.einsum("ni,ij,nj->n", residual, whitening, residual) / CONTEXT)
@@ -124,14 +125,14 @@ def test_the_distance_of_what_was_seen_has_the_mean_of_its_law(network, seen):
 
 
 def test_what_is_far_away_is_farther_and_what_never_changed_must_not(network, seen):
-    usual = network.strangeness(seen)
+    usual = network.ood_score(seen)
     far, changed, wobbled = seen.clone(), seen.clone(), seen.clone()
     far[:, len(BANDS)] += 10 * seen[:, len(BANDS)].std()
     changed[:, -1] += 2 * CHANGED
     wobbled[:, -1] += 0.5 * CHANGED
-    assert (network.strangeness(far) > usual.max()).all()
-    assert torch.isinf(network.strangeness(changed)).all()
-    torch.testing.assert_close(network.strangeness(wobbled), usual)
+    assert (network.ood_score(far) > usual.max()).all()
+    assert torch.isinf(network.ood_score(changed)).all()
+    torch.testing.assert_close(network.ood_score(wobbled), usual)
 
 
 def test_answers_have_names_whatever_the_network():

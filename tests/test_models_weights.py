@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_the_old_file(network, saved, monkeypatch):
         (lambda data: b"", "no readable header"),
         (lambda data: b"\x00" * 4000, "no readable header"),
         (lambda data: data[: len(data) // 2], "damaged"),
-        (lambda data: data.replace(b"csst_dask.weights/1", b"csst_dask.weights/9"), "has the format"),
+        (lambda data: data.replace(b"csst_dask.weights/2", b"csst_dask.weights/1"), "has the format"),
         (lambda data: data.replace(b"resnet18", b"resnet34"), "damaged"),
         (lambda data: data.replace(b"resnet18", b"alexnet1"), "cannot build: unknown classifier"),
     ],

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from csst_dask.preprocess.histograms import ANSCOMBE, BINS, EDGES, HISTOGRAMS, PAIRS, map_histograms
-from csst_dask.preprocess.scaling import compressed
-from csst_dask.preprocess.statistics import BLOCKS
-from csst_dask.schema import CHANNELS
+from csst_dask.preprocess.inputs import make_context
+from csst_dask.preprocess.statistics import ANSCOMBE, BINS, BLOCKS, EDGES, HISTOGRAMS, PAIRS, compressed
+from csst_dask.schema import BLOCK_STATS
 
 SKY, SIGMA = 0.2, 0.05
 
@@ -18,7 +17,7 @@ def chips():
     std = SIGMA * (1 + rng.exponential(0.5, mean.shape))
     maps = {"mean": mean, "std": std, "max": mean + rng.exponential(8, mean.shape) * std, "valid": np.ones_like(mean)}
     maps["point"], maps["point_valid"] = mean, maps["valid"]
-    return np.concatenate([maps[name] for name in CHANNELS], axis=1).astype(np.float32)
+    return np.concatenate([maps[name] for name in BLOCK_STATS], axis=1).astype(np.float32)
 
 
 def scalars(n, scale=1.0, shift=0.0):
@@ -26,11 +25,16 @@ def scalars(n, scale=1.0, shift=0.0):
     return {"pixel_mean": level, "pixel_std": scatter, "sky_level": level, "sky_sigma": scatter}
 
 
+def map_histograms(block_stats, scalars):
+    """The last numbers of the context."""
+    return make_context("context", block_stats, scalars, ["g"] * len(block_stats))[:, -len(HISTOGRAMS) :]
+
+
 def test_bins_are_those_of_numpy(chips):
     found = map_histograms(chips, scalars(3)).reshape(3, len(PAIRS), BINS, BINS)
     edges = {name: [-np.inf, *np.float32(values), np.inf] for name, values in EDGES.items()}
     for chip, histograms in zip(chips, found, strict=True):
-        named = dict(zip(CHANNELS, chip.astype(np.float64), strict=True))
+        named = dict(zip(BLOCK_STATS, chip.astype(np.float64), strict=True))
         sigmas = [np.float32(values / SIGMA) for values in (named["mean"] - SKY, named["max"] - SKY, named["std"])]
         maps = dict(zip(("mean", "max", "std"), compressed(*sigmas), strict=True))
         for histogram, (one, other) in zip(histograms, PAIRS, strict=True):
@@ -51,14 +55,14 @@ def test_flips_scale_and_shift_change_nothing(chips):
     np.testing.assert_array_equal(map_histograms(chips[:, :, ::-1].swapaxes(2, 3), scalars(3)), expected)
     scaled = chips * np.float32(2)
     for name in ("valid", "point_valid"):
-        scaled[:, CHANNELS.index(name)] = 1
+        scaled[:, BLOCK_STATS.index(name)] = 1
     np.testing.assert_array_equal(map_histograms(scaled, scalars(3, 2.0)), expected)
 
 
 def test_blocks_without_pixels_are_left_out_and_nothing_seen_is_survived(chips):
     expected = map_histograms(chips[:, :, :15], scalars(3))
     chips[:, :, 15:] = np.nan
-    chips[:, [CHANNELS.index("valid"), CHANNELS.index("point_valid")], 15:] = 0
+    chips[:, [BLOCK_STATS.index("valid"), BLOCK_STATS.index("point_valid")], 15:] = 0
     np.testing.assert_allclose(map_histograms(chips, scalars(3)), expected, rtol=1e-6)
     chips[1] = np.nan
     found = map_histograms(chips, scalars(3) | {"sky_sigma": np.array([SIGMA, np.nan, SIGMA])})

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from plain_statistics import plain_statistics
 
-from csst_dask.preprocess.inputs import make_inputs
-from csst_dask.preprocess.scaling import SCALARS
-from csst_dask.preprocess.statistics import STATISTICS, map_statistics
+from csst_dask.preprocess.inputs import SCALARS, make_inputs, map_statistics
+from csst_dask.preprocess.statistics import STATISTICS
 
 MEAN, VALID, STD, MAX = range(4)
 SKY, SIGMA, PIXELS = 0.2, 0.05, 1696

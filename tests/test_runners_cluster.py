@@ -1,23 +1,30 @@
 """Where the work goes: a scheduler that was named, GPUs, or processes here; and why."""
 
+import copy
+import gc
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
 import types
+import weakref
 
+import dask
+import psutil
 import pytest
-from distributed import LocalCluster, wait
+from distributed import Client, LocalCluster, wait
 from distributed.utils import LoopRunner
 
+from csst_dask.cli import doctor
 from csst_dask.config import ClusterConfig, SlurmConfig
 from csst_dask.errors import ConfigError, RunEnded
-from csst_dask.runners import cluster, doctor
+from csst_dask.runners import cluster, slurm
 from csst_dask.runners.cluster import GUARD, connect, known_workers, reporting
 from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
-from csst_dask.runners.settings import SETTINGS, exports
+from csst_dask.runners.settings import ENVIRONMENT, HOST, SETTINGS, exports
 from csst_dask.runners.slurm import job_options
 from csst_dask.runners.window import Task, run_tasks
 
@@ -114,6 +121,125 @@ def test_a_cluster_grows_with_its_work_and_shrinks_again():
         client.close()
 
 
+def listening() -> dict[tuple[int, int], str]:
+    """Addresses on which this process and those under it listen, by process and port."""
+    found = {}
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for one in process.net_connections("inet"):
+            if one.status == psutil.CONN_LISTEN:
+                found[process.pid, one.laddr.port] = one.laddr.ip
+    return found
+
+
+@pytest.mark.parametrize("kind", ["cores", "GPUs"])
+def test_a_cluster_here_listens_to_this_machine_alone(kind, request):
+    if kind == "GPUs":
+        request.getfixturevalue("dask_cuda")
+    before = listening()
+    client = connect(quiet=True, **({} if kind == "GPUs" else {"minimum": 1, "maximum": 2}))
+    try:
+        client.wait_for_workers(1, timeout=60)
+        busy = [client.submit(time.sleep, 1, pure=False) for _ in range(8)]
+        client.wait_for_workers(2, timeout=60)  # of which one may have come later
+        found = {place: address for place, address in listening().items() if place not in before}
+        del busy
+    finally:
+        client.close()
+    # the scheduler, its dashboard and two nannies; each of two workers, and its health and metrics
+    assert sum(pid == os.getpid() for pid, _ in found) == 4
+    assert len(found) == 8
+    assert set(found.values()) == {HOST}
+
+
+def test_a_dashboard_listens_where_it_was_told_to():
+    before = listening()
+    client = connect(workers=1, dashboard=":0", quiet=True)
+    try:
+        client.wait_for_workers(1, timeout=60)
+        found = [address for place, address in listening().items() if place not in before]
+    finally:
+        client.close()
+    assert len(found) == 5
+    assert found.count(HOST) == 4
+
+
+def test_dasks_configuration_and_the_environment_stay_as_they_are():
+    def settings(config):
+        return {name: value for name, value in config.items() if name not in ("scheduler", "shuffle")}
+
+    with dask.config.set({"distributed.scheduler.allowed-failures": 7, "distributed.scheduler.worker-ttl": "70s"}):
+        before, environment = copy.deepcopy(settings(dask.config.config)), dict(os.environ)
+        client = connect(workers=1, quiet=True)
+        try:
+            client.wait_for_workers(1, timeout=60)
+            assert settings(dask.config.config) == before
+            assert {name: os.environ.get(name) for name in ENVIRONMENT} == {
+                name: environment.get(name) for name in ENVIRONMENT
+            }
+            with LocalCluster(
+                n_workers=1, threads_per_worker=1, host=HOST, dashboard_address=f"{HOST}:0", silence_logs=50
+            ) as other, Client(other, set_as_default=False) as own:  # fmt: skip
+                assert own.run_on_scheduler(failures_and_ttl) == (7, 70)
+                assert next(iter(own.run(memory_fractions).values()))[0] == dask.config.get(
+                    "distributed.worker.memory.target"
+                )
+        finally:
+            client.close()
+        assert settings(dask.config.config) == before
+
+
+def failures_and_ttl(dask_scheduler):
+    return dask_scheduler.allowed_failures, dask_scheduler.worker_ttl
+
+
+def memory_fractions(dask_worker):
+    manager = dask_worker.memory_manager
+    return manager.memory_target_fraction, manager.memory_spill_fraction, manager.memory_pause_fraction
+
+
+def test_a_cluster_keeps_its_settings_as_it_grows_and_loses_workers():
+    """Whatever the configuration around it says by then."""
+    client = connect(minimum=1, maximum=2, quiet=True)
+    others = {name: "20%" for name in SETTINGS if ".memory." in name}
+    environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    try:
+        with dask.config.set(others | {"distributed.scheduler.allowed-failures": 7}):
+            client.wait_for_workers(1, timeout=60)
+            [first] = client.run(os.getpid).values()
+            os.kill(first, signal.SIGKILL)
+            busy = [client.submit(time.sleep, 3, pure=False) for _ in range(8)]
+            client.wait_for_workers(2, timeout=60)
+            fractions = client.run(memory_fractions)
+            seen = client.run(lambda names: {name: os.environ[name] for name in names}, list(ENVIRONMENT))
+            pids = client.run(os.getpid)
+            assert failures_and_ttl(client.cluster.scheduler) == (0, 120)
+            del busy
+    finally:
+        client.close()
+    assert first not in pids.values()
+    assert [*fractions.values()] == [(False, False, False)] * 2
+    assert [*seen.values()] == [environment] * 2
+
+
+def test_the_cluster_ends_with_its_client_however_that_ends():
+    for end in ("close", "with", "collected after"):
+        client = connect(workers=1, quiet=True)
+        cluster, known = client.cluster, weakref.ref(client)
+        client.wait_for_workers(1, timeout=60)
+        pids = [*client.run(os.getpid).values()]
+        if end == "with":
+            with client:
+                pass
+        else:
+            client.close()
+        assert cluster.status.name == "closed"
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+        client.close()
+        del client
+        gc.collect()
+        assert known() is None, "something keeps the client"
+
+
 def test_a_running_cluster_is_joined(client, tmp_path, capsys):
     address = client.scheduler.address
     other = connect(scheduler=address)
@@ -192,6 +318,42 @@ def test_slurm_without_slurm(monkeypatch):
         connect(slurm={})
 
 
+@pytest.fixture
+def deaf(tmp_path, monkeypatch):
+    """A SLURM whose controller is too busy to answer."""
+    for name in ("squeue", "sinfo", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "ANSWER", 0.3)
+
+
+@pytest.mark.usefixtures("deaf")
+def test_a_slurm_that_does_not_answer_is_not_waited_for_for_ever():
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=r"sbatch gave no answer in 0.3 s"):
+        slurm.check_job("#!/bin/sh\n")
+    assert slurm.job_states(["1"]) is None
+    found = doctor._slurm()
+    assert (found.verdict, found.advice) == ("optional", "sinfo gave no answer in 0.3 s")
+    assert time.monotonic() - start < 20
+
+
+def test_a_queue_that_is_not_told_is_not_an_empty_one(tmp_path, monkeypatch):
+    """Else jobs would be given up that wait in it."""
+    squeue = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for line, expected in (
+        ("echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1", None),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", []),
+        ("exit 0", []),
+        ("echo 'PENDING Resources'; echo 'RUNNING None'", ["1 PENDING (Resources)", "1 RUNNING"]),
+    ):
+        squeue.write_text(f"#!/bin/sh\n{line}\n")
+        squeue.chmod(0o755)
+        assert slurm.job_states(["1", "2"]) == expected
+
+
 def test_workers_are_known_whatever_the_client_remembers(client, monkeypatch):
     async def forget(n_workers=0):
         client._scheduler_identity = {"workers": {}}
@@ -200,6 +362,7 @@ def test_workers_are_known_whatever_the_client_remembers(client, monkeypatch):
     assert len(known_workers(client)) == 2
 
 
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_is_ctrl_c_with_workers_as_jobs():
     found = (
         "import signal; from csst_dask.runners.slurm import slurm_cluster; slurm_cluster(); "

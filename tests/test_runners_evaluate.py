@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import in_process
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,20 +17,15 @@ from csst_dask.evaluation.cost import CostUnknown
 from csst_dask.evaluation.judged import Judged
 from csst_dask.evaluation.page import EXTRACTION, TREES
 from csst_dask.evaluation.truth import Truth
+from csst_dask.pipeline.kept import KeptResults
 from csst_dask.runners import evaluate
 from csst_dask.runners.baselines import open_distinct, try_trees
-from csst_dask.runners.chips import simulate_to_store
 from csst_dask.runners.collect import collect
 from csst_dask.runners.evaluate import judge_store, judge_weights
-from csst_dask.runners.kept import KeptResults
-from csst_dask.runners.ledger import Ledger, Summary
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.window import Task
 from csst_dask.schema import BANDS
-from csst_dask.simulation.product import chip_key
-from csst_dask.simulation.survey import plan_survey
-from csst_dask.store import predictions
-from csst_dask.store.survey import open_scalars
+from csst_dask.store import SurveyStore
 from csst_dask.training.loop import LOG_COLUMNS
 
 EXPOSURES, SEED = 48, 3
@@ -44,11 +40,7 @@ def store(tmp_path_factory) -> str:
         "star_counts": tuple(np.tile((6e4, 2e5, 6e5, 1.5e6), EXPOSURES // 4)),
     }  # fmt: skip
     config = build_config({"simulation": simulation, "ingest": {"frame": FRAME, "chunks": CHUNKS}}, "test")
-    chips = {chip_key(e, d): (e, d) for e in plan_survey(config.simulation) for d in e.detectors}
-    ledger, summary = Ledger(path, config, keep_mask=True), Summary()
-    for key, row in ledger.to_do([(key, "simulated", "") for key in chips], summary):
-        ledger.record(simulate_to_store(*chips[key], row, path, config))
-    ledger.flush()
+    in_process.simulate(path, config)
     return path
 
 
@@ -76,8 +68,9 @@ def config(weights):
 
 def test_the_judgement_is_of_what_predict_writes(client, store, weights, config):
     judged = judge_weights(client, Truth.open(store), config, weights)
-    predict_survey(client, store, config)
-    again = Judged.from_datasets(open_scalars(store), predictions.read(store).load())
+    with SurveyStore.write(store) as opened:
+        predict_survey(client, opened, config)
+        again = Judged.from_datasets(opened.scalars(), opened.predictions.scalars())
     for name in (
         "band",
         "n_star",
@@ -257,10 +250,8 @@ def test_the_command_refuses_what_it_cannot_do(store, tmp_path, weights):
     assert CliRunner().invoke(app, [*words, "--dataset", "--pixel-stores", store, store]).exit_code == 2
     assert CliRunner().invoke(app, [*words, "--part", "random-test"]).exit_code == 2
     empty = str(tmp_path / "empty.zarr")
-    from csst_dask.store.survey import create_survey
-
     plain = build_config({}, "test")
-    create_survey(empty, plain.ingest, plain.mask)
+    SurveyStore.write(empty, plain.ingest, plain.mask).close()
     with pytest.raises(ConfigError, match="no chip that is done"):
         Truth.open(empty)
 

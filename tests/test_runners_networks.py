@@ -6,19 +6,21 @@ import signal
 import time
 from dataclasses import replace
 
-import numpy as np
+import in_process
 import pytest
 
 from csst_dask.config import Config, with_settings
 from csst_dask.errors import ConfigError
-from csst_dask.inference.batching import CPU_BATCH
+from csst_dask.inference import networks
+from csst_dask.inference.networks import ModelPair, fitting_batch, predictor_of
+from csst_dask.inference.predictor import CPU_BATCH
 from csst_dask.models.files import identify_pair
-from csst_dask.runners import networks
-from csst_dask.runners.networks import Pair, choose_pair, fitting_batch, predictor_of
-from csst_dask.runners.predict import block_tasks, predict_survey
-from csst_dask.runners.simulate import simulate_store
-from csst_dask.store import predictions as stored
-from csst_dask.store.survey import open_scalars
+from csst_dask.pipeline.block import Work
+from csst_dask.pipeline.plan import scalars_of
+from csst_dask.runners.blocks import block_task, divide
+from csst_dask.runners.networks import choose_pair
+from csst_dask.runners.predict import predict_survey
+from csst_dask.store import SurveyStore
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,17 @@ def config(small, weights):
 
 
 @pytest.fixture(scope="module")
-def store(client, tmp_path_factory, config):
-    path = str(tmp_path_factory.mktemp("networks") / "s.zarr")
-    assert simulate_store(client, path, config).done == 16
-    return path
+def path(tmp_path_factory, config):
+    found = str(tmp_path_factory.mktemp("networks") / "s.zarr")
+    in_process.simulate(found, config)
+    return found
+
+
+@pytest.fixture
+def store(path):
+    with SurveyStore.write(path) as opened:
+        assert opened.rows == 16
+        yield opened
 
 
 def renew_workers(client):
@@ -61,7 +70,7 @@ def test_each_worker_loads_once_and_again_after_a_restart(client, store, config)
 
 def test_who_is_asked_for_a_batch_has_loaded_the_networks(config):
     """As on a GPU, where the batch that fits is measured with the networks in place."""
-    asked = Pair(*identify_pair(config.inference.weights), config.inference)
+    asked = ModelPair(*identify_pair(config.inference.weights), config.inference)
     networks._models.cache_clear()
     before = predictor_of(asked)
     after = predictor_of(replace(asked, batch=3))
@@ -71,9 +80,12 @@ def test_who_is_asked_for_a_batch_has_loaded_the_networks(config):
 
 
 def test_networks_do_not_travel(store, config):
-    pair = Pair(*identify_pair(config.inference.weights), config.inference, CPU_BATCH)
-    every = np.ones(16, bool)
-    for task in block_tasks(store, open_scalars(store), every, pair):
+    pair = ModelPair(*identify_pair(config.inference.weights), config.inference, CPU_BATCH)
+    work = Work(store.location, store.rows, config, pair=pair)
+    blocks = list(divide(CPU_BATCH, known=scalars_of(store, range(16))))
+    assert len(blocks) == 2
+    for block in blocks:
+        task = block_task(block, work)
         assert len(pickle.dumps((task.name, task.args))) < 10_000
 
 
@@ -81,13 +93,14 @@ def test_other_weights_at_a_worker_are_refused(config):
     folder, checksums = identify_pair(config.inference.weights)
     other = dict.fromkeys(checksums, "0" * 64)
     with pytest.raises(ConfigError, match="other weights here than at the client"):
-        predictor_of(Pair(folder, other, config.inference, 4))
+        predictor_of(ModelPair(folder, other, config.inference, 4))
 
 
 def test_a_batch_that_is_chosen_is_that_of_the_store(client, store, config):
-    assert fitting_batch(Pair(*identify_pair(config.inference.weights), config.inference)) == CPU_BATCH
+    assert fitting_batch(ModelPair(*identify_pair(config.inference.weights), config.inference)) == CPU_BATCH
     predict_survey(client, store, with_settings(config, {"inference.batch": 3}))
     assert choose_pair(client, config, store).batch == 3
     assert predict_survey(client, store, config).skipped == 16
     assert choose_pair(client, config).batch == CPU_BATCH
-    assert stored.batch_of(store, {"classifier_sha256": "another"}) is None
+    store.predictions.set_attrs({"classifier_sha256": "another"})
+    assert choose_pair(client, config, store).batch == CPU_BATCH

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -11,19 +12,34 @@ from conftest import assert_same_result
 from typer.testing import CliRunner
 
 from csst_dask.cli import app
-from csst_dask.config import Config, ExecutionConfig, with_settings
+from csst_dask.config import Config, with_settings
 from csst_dask.errors import ConfigError
+from csst_dask.maps import MapChips, open_map
+from csst_dask.pipeline import skymap
+from csst_dask.pipeline.block import process_block
+from csst_dask.runners import blocks
 from csst_dask.runners import map as mapping
-from csst_dask.runners import predict as predicting
-from csst_dask.runners.api import density_map
 from csst_dask.runners.ingest import ingest_survey
-from csst_dask.runners.ledger import Summary
-from csst_dask.runners.map import density_sums, map_block, map_survey
+from csst_dask.runners.map import map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.simulate import simulate_store
-from csst_dask.store import predictions as stored
-from csst_dask.store import rows as table
-from csst_dask.store.survey import open_group, open_survey
+from csst_dask.schema import DONE, REJECTED, ChipKey
+from csst_dask.store import SurveyStore
+from csst_dask.survey import Survey
+
+
+def simulate(client, path, config):
+    with SurveyStore.write(path, config.ingest, config.mask, keep_mask=config.ingest.pixels != "none") as store:
+        return simulate_store(client, store, config)
+
+
+def predict(client, path, config, **options):
+    with SurveyStore.write(path) as store:
+        return predict_survey(client, store, config, **options)
+
+
+def make_map(client, path, config, add=None, **options):
+    return map_survey(client, SurveyStore.read(path), config, add, **options)
 
 
 @pytest.fixture
@@ -32,22 +48,29 @@ def config(small, weights):
     return with_settings(Config(), {**small, **simulation, "inference.weights": weights, "inference.batch": 4})
 
 
-@pytest.fixture
-def store(client, tmp_path, config):
-    path = str(tmp_path / "s.zarr")
-    assert simulate_store(client, path, config).done == 12
+@pytest.fixture(scope="module")
+def simulated(client, tmp_path_factory, small, weights):
+    """A store of twelve simulated chips, which tests copy."""
+    path = str(tmp_path_factory.mktemp("simulated") / "s.zarr")
+    settings = {"simulation.seed": 5, "simulation.exposures": 6, "simulation.detectors": (6, 8)}
+    assert simulate(client, path, with_settings(Config(), {**small, **settings})).done == 12
     return path
 
 
+@pytest.fixture
+def store(simulated, tmp_path):
+    return shutil.copytree(simulated, tmp_path / "s.zarr")
+
+
 def test_simulating_again_does_nothing_and_more_exposures_go_on(client, store, config, tmp_path):
-    assert simulate_store(client, store, config).skipped == 12
+    assert simulate(client, store, config).skipped == 12
     longer = with_settings(config, {"simulation.exposures": 8})
-    assert simulate_store(client, store, longer).done == 4
+    assert simulate(client, store, longer).done == 4
     fresh = str(tmp_path / "fresh.zarr")
-    simulate_store(client, fresh, longer)
+    simulate(client, fresh, longer)
     assert_same_result(store, fresh)
     with pytest.raises(ConfigError, match=r"simulation\.exptime"):
-        simulate_store(client, store, with_settings(config, {"simulation.exptime": 200.0}))
+        simulate(client, store, with_settings(config, {"simulation.exptime": 200.0}))
 
 
 def test_interrupted_prediction_can_be_read_mapped_and_resumed(client, store, config, monkeypatch, tmp_path):
@@ -57,127 +80,223 @@ def test_interrupted_prediction_can_be_read_mapped_and_resumed(client, store, co
                 raise KeyboardInterrupt
             yield outcome
 
-    run_tasks = predicting.run_tasks
-    monkeypatch.setattr(predicting, "run_tasks", stops)
+    run_tasks = blocks.run_tasks
+    monkeypatch.setattr(blocks, "run_tasks", stops)
     with pytest.raises(KeyboardInterrupt):
-        predict_survey(client, store, config)
+        predict(client, store, config)
     monkeypatch.undo()
-    found = stored.read(store).load()
-    assert (found["density_class"].values >= 0).sum() == 8
-    assert float(density_map(found, nside=512, client=client)["visit_area"].sum()) > 0
-    summary = predict_survey(client, store, config)
+    assert Survey(store).predictions["predicted"].values.sum() == 8
+    sky, _ = make_map(client, store, with_settings(config, {"map.nside": 512}))
+    assert len(MapChips.from_dataset(sky)) == 8
+    summary = predict(client, store, config)
     assert (summary.done, summary.skipped) == (4, 8)
     fresh = str(tmp_path / "fresh.zarr")
-    simulate_store(client, fresh, config)
-    predict_survey(client, fresh, config)
+    simulate(client, fresh, config)
+    predict(client, fresh, config)
     assert_same_result(store, fresh, "predictions")
 
 
-def test_rejected_and_superseded_chips_enter_no_prediction(client, store, config):
-    predict_survey(client, store, config)
-    before = stored.read(store).load()
-    status = np.array(["done"] * 12, dtype=object)
-    status[[1, 4]] = "rejected", "superseded"
-    table.write_columns(open_group(store, "r+"), range(12), {"status": status})
-    predict_survey(client, store, config)
-    after = stored.read(store).load()
-    assert after["density_class"].values[[1, 4]].tolist() == [-1, -1]
-    assert np.isnan(after["bright_count"].values[[1, 4]]).all()
-    assert after["route"].values[[1, 4]].tolist() == ["invalid", ""]
-    keep = np.delete(np.arange(12), [1, 4])
+def test_rejected_chips_enter_no_prediction(client, store, config):
+    predict(client, store, config)
+    before = Survey(store).predictions.load()
+    with SurveyStore.write(store) as opened:
+        opened.predictions.blank([1])
+        opened.set_status([1], REJECTED, ["no good"])
+    predict(client, store, config)
+    after = Survey(store).predictions.load()
+    assert after["density_class"].values[1] == -1
+    assert np.isnan(after["bright_count"].values[1])
+    assert after["route"].values[1] == "invalid"
+    keep = np.delete(np.arange(12), 1)
     xr.testing.assert_identical(after.isel(chip=keep), before.isel(chip=keep))
 
 
 def test_thresholds_change_routes_without_predicting_again(client, store, config):
-    predict_survey(client, store, config)
+    predict(client, store, config)
+    before = Survey(store).predictions.load()
     stricter = with_settings(config, {"routing.min_confidence": 1.0})
-    summary = predict_survey(client, store, stricter)
+    summary = predict(client, store, stricter)
     assert summary.done == 0
-    found = stored.read(store)
+    found = Survey(store).predictions.load()
     assert set(found["route"].values.tolist()) <= {"review", "crowded"}
     assert found.attrs["routing_min_confidence"] == 1.0
+    assert ((found["review_reason"].values & 3) > 0).sum() >= ((before["review_reason"].values & 3) > 0).sum()
+    predict(client, store, config)
+    xr.testing.assert_identical(Survey(store).predictions.load(), before)
 
 
-def test_predictions_stand_on_their_own(client, store, config):
-    predict_survey(client, store, config)
-    plain = xr.open_zarr(store, group="predictions", consolidated=False)
-    whole = density_map(plain, nside=1024, client=client)
-    one = density_map(stored.read(store).isel(chip=3), nside=1024, client=client)
-    assert int(one["n_chips"].max()) == 1
-    parts = [
-        density_map(stored.read(store).isel(chip=part), nside=1024, client=client) for part in (range(7), range(7, 12))
-    ]
+def test_other_weights_drop_what_the_former_ones_predicted(client, store, config, tmp_path, weights):
+    predict(client, store, config)
+    other = shutil.copytree(weights, tmp_path / "other")
+    # the same numbers under another name are other weights
+    content = (other / "regressor.safetensors").read_bytes()
+    (other / "regressor.safetensors").write_bytes(content.replace(b'"mae_dex\\"', b'"mae_DEX\\"', 1))
+    assert (other / "regressor.safetensors").read_bytes() != content
+    summary = predict(client, store, with_settings(config, {"inference.weights": other}))
+    assert (summary.done, summary.skipped) == (12, 0)
+
+
+def test_a_prediction_that_fails_is_tried_again_and_leaves_no_trace(client, store, config, monkeypatch, tmp_path):
+    hurried = with_settings(config, {"execution.retries": 0})
+    monkeypatch.setattr(blocks, "process_block", fail_to_predict)
+    for attempt in (1, 2, 3):
+        summary = predict(client, store, hurried)
+        assert summary.done == (11 if attempt == 1 else 0)
+        assert (summary.failed, summary.given_up, summary.exit_status) == ((1, 0, 1) if attempt < 3 else (0, 1, 3))
+        [found] = Survey(store).status()["unpredicted" if attempt < 3 else "given_up"]
+        assert found["reason"] == "prediction failed: ValueError: no luck"
+        assert Survey(store).status()["chips"]["done"] == 12
+    given_up = predict(client, store, hurried)
+    assert (given_up.failed, given_up.given_up, given_up.exit_status) == (0, 1, 3)
+    monkeypatch.undo()
+    assert predict(client, store, config).exit_status == 3
+    assert predict(client, store, config, retry_failed=True).exit_status == 0
+    fresh = str(tmp_path / "fresh.zarr")
+    simulate(client, fresh, config)
+    predict(client, fresh, config)
+    assert_same_result(store, fresh)
+    assert_same_result(store, fresh, "predictions")
+
+
+def fail_to_predict(block, work, limit):
+    """Process a block, but for a chip whose prediction fails."""
+    result = process_block(block, work, limit)
+    if 5 in result.predictions:
+        del result.predictions[5]
+        result.errors[5] = ValueError("no luck")
+    return result
+
+
+def test_parts_of_a_survey_add_up_to_the_whole(client, store, config, tmp_path):
+    predict(client, store, config)
+    survey = Survey(store, quiet=True)
+    whole = survey.map(nside=1024, client=client)
+    assert int(survey.select(chip=3).map(nside=1024, client=client)["n_visits"].max()) == 1
+    parts = [survey.select(chip=list(part)).map(nside=1024, client=client) for part in (range(7), range(7, 12))]
     total = sum(float(part["visit_area"].sum()) for part in parts)
     assert total == pytest.approx(float(whole["visit_area"].sum()), rel=1e-12)
-    survey = open_survey(store)
-    assert survey.where(survey["band"] == "g", drop=True).sizes["chip"] == 6
-    some = stored.read(store).where(stored.read(store)["density_class"] >= 0, drop=True)
-    assert some.sizes["chip"] == 12
+    first, both = tmp_path / "first.zarr", tmp_path / "both.zarr"
+    survey.select(chip=list(range(7))).map(nside=1024, out=first, client=client)
+    added = survey.select(chip=list(range(7, 12))).map(nside=1024, add=first, out=both, client=client)
+    for name in ("visit_area", "review_area", "bright_sum", "class_area"):
+        np.testing.assert_allclose(added[name], whole[name], rtol=1e-12, atol=1e-18)
+    assert len(MapChips.from_dataset(added)) == 12
+    assert survey.chips.where(survey.chips["band"] == "g", drop=True).sizes["chip"] == 6
+
+
+def test_a_chip_is_never_added_twice_and_the_same_command_changes_nothing(client, store, config, tmp_path):
+    predict(client, store, config)
+    survey, out, more = Survey(store, quiet=True), tmp_path / "m.zarr", tmp_path / "more.zarr"
+    survey.select(chip=list(range(7))).map(nside=1024, out=out, client=client)
+    before = open_map(out).load()
+    words = ["--scheduler", client.scheduler.address, "--nside", "1024"]
+    # chips 0 to 6 are in both
+    refused = CliRunner().invoke(app, ["map", "--store", str(store), "--add", str(out), "--out", str(more), *words])
+    assert refused.exit_code == 2, refused.output
+    assert survey_name(store, 0) in refused.output.replace("\n", "")
+    assert not more.exists()
+    rest = survey.select(chip=list(range(7, 12)))
+    for _ in range(2):  # into the map itself; the second time it holds them
+        rest.map(nside=1024, out=out, add=out, client=client)
+        assert len(MapChips.from_dataset(open_map(out))) == 12
+    stamp = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    sky, summary = make_map(client, store, with_settings(config, {"map.out": tmp_path / "whole.zarr"}))
+    assert summary.done == 12
+    again, summary = make_map(client, store, with_settings(config, {"map.out": tmp_path / "whole.zarr"}))
+    assert (summary.done, summary.skipped, summary.exit_status) == (0, 12, 0)
+    assert "nothing was changed" in summary.remarks[0]
+    xr.testing.assert_identical(again.load(), open_map(tmp_path / "whole.zarr").load())
+    xr.testing.assert_identical(sky.drop_encoding(), again.load().drop_encoding())
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamp
+    assert len(MapChips.from_dataset(before)) == 7
+
+
+def survey_name(store, row):
+    return SurveyStore.read(store).name(row)
+
+
+def test_chips_out_of_distribution_enter_a_map_as_review_area_alone(client, store, config):
+    """However many stars networks see on them."""
+    predict(client, store, config)
+    with SurveyStore.write(store) as opened:
+        state = {
+            "bright_count": [1e6] * 3, "bright_lower": [9e5] * 3, "bright_upper": [2e6] * 3, "density_class": [5] * 3,
+            "out_of_distribution": [True] * 3,
+        }  # fmt: skip
+        opened.predictions.set_route([2, 5, 7], state)
+        opened.predictions.set_route(np.delete(np.arange(12), [2, 5, 7]), {"out_of_distribution": [False] * 9})
+    survey = Survey(store, quiet=True)
+    sky = survey.map(nside=1024, client=client)
+    without = survey.select(chip=[0, 1, 3, 4, 6, 8, 9, 10, 11]).map(nside=1024, client=client)
+    for name in ("bright_sum", "bright_area", "class_area", "crowded_area"):
+        assert float(sky[name].sum()) == pytest.approx(float(without[name].sum()), rel=1e-12), name
+    assert float(sky["review_area"].sum()) > 0
+    area = float(sky["visit_area"].sum() - sky["review_area"].sum())
+    assert area == pytest.approx(float(without["visit_area"].sum()), rel=1e-9)
 
 
 def test_chip_that_cannot_be_mapped_is_left_out_with_its_reason(client, store, config):
-    predict_survey(client, store, config)
-    found = stored.read(store).load()
-    corners = found["corner_ra"].values.copy()
-    corners[2] = [0, 90, 180, 270]
-    found["corner_ra"] = (found["corner_ra"].dims, corners)
-    sky, summary = map_survey(client, found, config.map)
+    predict(client, store, config)
+    with SurveyStore.write(store) as opened:
+        opened.arrays["corner_ra"][2] = [0, 90, 180, 270]
+    sky, summary = make_map(client, store, config)
     assert (summary.done, summary.rejected, summary.exit_status) == (11, 1, 3)
-    expected, _ = map_survey(client, found.isel(chip=np.delete(np.arange(12), 2)), config.map)
-    xr.testing.assert_identical(sky, expected)
+    expected, _ = make_map(client, store, config, chips=np.delete(np.arange(12), 2).tolist())
+    for name in ("visit_area", "bright_sum"):
+        np.testing.assert_array_equal(sky[name], expected[name])
 
 
-def misbehave(path, rows, chips, nside):
-    """Map chips, but for one that ends its process and one that nobody foresaw."""
-    if 7 in rows and nside == 512:
+def misbehave(block, work, limit):
+    """Map chips, but for one that ends its process and one that fails always."""
+    if 7 in block.rows and work.nside == 512:
         os.kill(os.getpid(), signal.SIGKILL)
-    if 3 in rows and nside == 256:
+    if 3 in block.rows and work.nside == 256:
         raise ValueError("always")
-    return map_block(path, rows, chips, nside)
+    return process_block(block, work, limit)
 
 
 def test_a_chip_that_ends_its_process_is_left_out_and_the_others_are_mapped(client, store, config, monkeypatch):
-    predict_survey(client, store, config)
-    found, execution = stored.read(store).load(), ExecutionConfig(losses=1, deaths=1, retries=0)
-    smaller = with_settings(config, {"map.nside": 512}).map
-    expected, _ = map_survey(client, found.isel(chip=np.delete(np.arange(12), 7)), smaller)
-    monkeypatch.setattr(mapping, "BLOCK", 3)
-    monkeypatch.setattr(mapping, "map_block", misbehave)
+    predict(client, store, config)
+    execution = {"execution.worker_losses": 1, "execution.process_deaths": 1, "execution.retries": 0}
+    smaller = with_settings(config, {"map.nside": 512, **execution})
+    expected, _ = make_map(client, store, smaller, chips=np.delete(np.arange(12), 7).tolist())
+    monkeypatch.setattr(mapping, "LARGE", 3)
+    monkeypatch.setattr(mapping, "process_block", misbehave)
     told = []
-    sky, summary = map_survey(client, found, smaller, progress=lambda *chip: told.append(chip), execution=execution)
-    xr.testing.assert_identical(sky, expected)
+    sky, summary = make_map(client, store, smaller, progress=lambda *chip: told.append(chip))
+    for name in ("visit_area", "bright_sum"):
+        np.testing.assert_array_equal(sky[name], expected[name])
     assert (summary.done, summary.rejected, summary.failed, summary.exit_status) == (11, 1, 0, 3)
     [(reason, count)] = summary.reasons.items()
     assert count == 1
     assert "SIGKILL" in reason
-    assert ("chip 7", "rejected", reason) in told
+    assert (survey_name(store, 7), "rejected", reason) in told
     assert len(told) == 12
-    assert summary.effort.peak_memory > 0
-    assert summary.effort.lost_workers == 1
+    assert summary.tasks.peak_memory > 0
+    assert summary.tasks.lost_workers == 1
 
 
 def test_a_map_that_would_lack_a_chip_is_not_made(client, store, config, monkeypatch, tmp_path):
-    predict_survey(client, store, config)
-    monkeypatch.setattr(mapping, "map_block", misbehave)
+    predict(client, store, config)
+    monkeypatch.setattr(mapping, "process_block", misbehave)
     (tmp_path / "c.yaml").write_text(json.dumps({"execution": {"retries": 0}}))
-    words = ["map", "--store", store, "--nside", "256", "--out", str(tmp_path / "m.zarr")]
+    words = ["map", "--store", str(store), "--nside", "256", "--out", str(tmp_path / "m.zarr")]
     words += ["--scheduler", client.scheduler.address, "--config", str(tmp_path / "c.yaml")]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
-    assert "error: mapping chip-3 failed: ValueError: always" in result.output
+    assert f"error: mapping {survey_name(store, 3)} failed: ValueError: always" in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "m.zarr").exists()
 
 
 def test_map_sums_do_not_depend_on_blocks(client, store, config, monkeypatch):
-    predict_survey(client, store, config)
-    found = stored.read(store).load()
-    one = density_sums(client, found, 2048, Summary())
-    monkeypatch.setattr(mapping, "BLOCK", 5)
-    monkeypatch.setattr(mapping, "ADD_ROWS", 0)
-    other = density_sums(client, found, 2048, Summary())
-    for name in ("cell", "visit_area", "bright_sum", "bright_err_sum"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    predict(client, store, config)
+    finer = with_settings(config, {"map.nside": 2048})
+    one, _ = make_map(client, store, finer)
+    monkeypatch.setattr(mapping, "LARGE", 5)
+    monkeypatch.setattr(skymap, "ADD_ROWS", 0)
+    other, _ = make_map(client, store, finer)
+    xr.testing.assert_identical(one, other)
 
 
 def test_map_of_no_chip_is_empty_and_status_says_why(client, tmp_path, write_exposures, config):
@@ -186,22 +305,46 @@ def test_map_of_no_chip_is_empty_and_status_says_why(client, tmp_path, write_exp
         with open(chip.image, "r+b") as file:
             file.truncate(30_000)
     path = str(tmp_path / "bad.zarr")
-    assert ingest_survey(client, [tmp_path / "in"], path, config).rejected == 2
-    predict_survey(client, path, config)
-    out = with_settings(config, {"map.out": tmp_path / "m.zarr", "map.png": tmp_path / "m.png"}).map
-    sky, summary = map_survey(client, stored.read(path), out)
+    with SurveyStore.write(path, config.ingest, config.mask) as opened:
+        assert ingest_survey(client, opened, [tmp_path / "in"], config).rejected == 2
+    predict(client, path, config)
+    outputs = {"map.out": tmp_path / "m.zarr", "map.png": tmp_path / "m.png"}
+    sky, summary = make_map(client, path, with_settings(config, outputs))
     assert sky.sizes["cells"] == 0
     assert summary.exit_status == 0
     assert not (tmp_path / "m.png").exists()
 
 
-def test_outputs_that_cannot_be_written_are_found_before_the_work(client, store, config, tmp_path, weights):
-    predict_survey(client, store, config)
+def test_outputs_that_cannot_be_written_are_found_before_the_work(client, store, config, tmp_path):
+    predict(client, store, config)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").write_text("x")
-    words = ["map", "--store", store, "--nside", "512"]
+    words = ["map", "--store", str(store), "--nside", "512"]
     for extra in (["--out", str(tmp_path / "folder")], ["--out", "m.zarr", "--add", str(tmp_path / "none.zarr")]):
         result = CliRunner().invoke(app, [*words, *extra])
         assert result.exit_code == 2, result.output
         assert "dashboard" not in result.output
     assert (tmp_path / "folder" / "precious").exists()
+
+
+def test_a_newer_version_takes_the_place_of_the_older_one_on_the_map(client, store, config):
+    predict(client, store, config)
+    with SurveyStore.write(store) as opened:
+        assert (opened.ledger["status"] == DONE).all()
+        key = ChipKey(str(opened.ledger["obs_id"][4]), int(opened.ledger["detector"][4]), 2)
+        [row] = opened.allocate([key])
+        for name in ("image", "mask", "block_stats", "header"):
+            opened.arrays[name][row] = opened.arrays[name][4]
+        columns = {v: opened.arrays[v].oindex[[4]] for v in opened.scalars().data_vars if v not in ("version", "chip")}
+        status = columns.pop("status")
+        opened.arrays["band"][row] = columns["band"][0]
+        for name, values in columns.items():
+            opened.arrays[name].oindex[[row]] = values
+        opened.arrays["status"][row] = status[0]
+    expected, _ = make_map(client, store, with_settings(config, {"map.nside": 512}))
+    predict(client, store, config)
+    assert Survey(store).status()["chips"]["superseded"] == 1
+    sky, _ = make_map(client, store, with_settings(config, {"map.nside": 512}))
+    for name in ("visit_area", "bright_sum", "class_area"):
+        np.testing.assert_allclose(sky[name], expected[name], rtol=1e-12)
+    assert 2 in sky["chip_version"].values

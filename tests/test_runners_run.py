@@ -17,14 +17,15 @@ from whole_run import COMMAND, assert_same_run, configuration, run
 
 import csst_dask as cd
 from csst_dask.cli import app
+from csst_dask.config import with_settings
 from csst_dask.errors import ConfigError
-from csst_dask.store.survey import open_scalars, open_survey
+from csst_dask.store import SurveyStore
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_a_run_is_complete(undisturbed):
-    survey = open_scalars(undisturbed / "survey.zarr")
+    survey = SurveyStore.read(undisturbed / "survey.zarr").scalars()
     assert (survey["status"].values == "done").all()
     assert survey.sizes["chip"] == 2 * EXPOSURES
     sky = xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load()
@@ -34,11 +35,12 @@ def test_a_run_is_complete(undisturbed):
 
 def test_running_again_does_nothing_new(undisturbed):
     store = undisturbed / "survey.zarr"
-    before = {path: path.stat().st_mtime_ns for path in (store / "reduced").rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in (store / "block_stats").rglob("*") if path.is_file()}
     sky = xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load()
     result = run(undisturbed / "run.yaml")
     assert result.returncode == 0, result.stdout + result.stderr
-    after = {path: path.stat().st_mtime_ns for path in (store / "reduced").rglob("*") if path.is_file()}
+    assert "map.zarr is the map of these chips already" in result.stdout
+    after = {path: path.stat().st_mtime_ns for path in (store / "block_stats").rglob("*") if path.is_file()}
     assert after == before
     xr.testing.assert_identical(sky, xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load())
 
@@ -53,13 +55,13 @@ def test_killed_and_run_again_equals_undisturbed(tmp_path, exposures, weights, u
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while sum(1 for _ in (store / "reduced" / "c").glob("*")) < EXPOSURES // 2:
+    while sum(1 for _ in (store / "block_stats" / "c").glob("*")) < EXPOSURES // 2:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert (open_scalars(store)["status"].values == "pending").any()
+    assert (SurveyStore.read(store).scalars()["status"].values == "pending").any()
     result = run(config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert_same_run(undisturbed, tmp_path / "run")
@@ -115,21 +117,38 @@ def test_wrong_configuration_starts_nothing(tmp_path, exposures, weights, change
 
 
 def test_python_api_goes_the_same_way(client, tmp_path, exposures, weights, undisturbed):
-    survey = cd.ingest(exposures, tmp_path / "survey.zarr", client=client, frame=FRAME, chunks=CHUNKS)
-    assert survey["image"].dtype == np.float32
-    predictions = cd.predict(survey, client=client, weights=weights)
-    assert predictions.sizes["chip"] == 2 * EXPOSURES
+    settings = {"ingest.frame": FRAME, "ingest.chunks": CHUNKS, "inference.weights": weights}
+    survey = cd.Survey(tmp_path / "survey.zarr", config=with_settings(cd.Config(), settings))
+    assert survey.ingest(exposures, client=client).done == 2 * EXPOSURES
+    assert survey.chips["image"].dtype == np.float32
+    assert survey.predict(client=client).done == 2 * EXPOSURES
+    predictions = survey.predictions
+    assert predictions["predicted"].all()
     np.testing.assert_allclose(predictions["class_probability"].sum("density_level"), 1, rtol=1e-5)
-    sky = cd.density_map(predictions, nside=4096, client=client)
-    other = xr.open_zarr(undisturbed / "map.zarr", consolidated=False).load()
-    np.testing.assert_array_equal(sky["visit_area"], other["visit_area"])
-    np.testing.assert_array_equal(sky["bright_sum"], other["bright_sum"])
+    sky = survey.map(nside=4096, client=client)
+    other = xr.open_zarr(undisturbed / "map.zarr").load()
+    for name in ("visit_area", "bright_sum"):
+        np.testing.assert_array_equal(sky[name], other[name])
 
     # a selection can be mapped on its own, and the parts add up to the whole
-    bands = [cd.density_map(predictions.sel(chip=predictions["band"] == b), nside=4096, client=client) for b in "gr"]
-    total = sum(float(part["bright_sum"].sum()) for part in bands)
+    bands = [survey.select(band=band) for band in "gr"]
+    assert [night.chips.sizes["chip"] for night in bands] == [EXPOSURES, EXPOSURES]
+    total = sum(float(night.map(nside=4096, client=client)["bright_sum"].sum()) for night in bands)
     assert total == pytest.approx(float(sky["bright_sum"].sum()), rel=1e-12)
-    some = cd.predict(open_survey(tmp_path / "survey.zarr").isel(chip=[3, 5]), client=client, weights=weights)
-    xr.testing.assert_equal(some.load(), predictions.sel(chip=[3, 5]))
-    with pytest.raises(ConfigError, match="store"):
-        cd.predict(xr.Dataset(), client=client)
+    first = str(survey.chips["obs_id"].values[0])
+    assert set(survey.select(obs_id=[first], band="g").predictions["obs_id"].values) == {first}
+    with pytest.raises(ConfigError, match="selection"):
+        bands[0].ingest(exposures, client=client)
+    with pytest.raises(ConfigError, match="no variable 'colour'"):
+        survey.select(colour="g").chips  # noqa: B018
+
+
+def test_some_chips_are_predicted_and_the_others_left(client, tmp_path, exposures, weights):
+    settings = {"ingest.frame": FRAME, "ingest.chunks": CHUNKS, "inference.weights": weights}
+    survey = cd.Survey(tmp_path / "survey.zarr", config=with_settings(cd.Config(), settings), quiet=True)
+    survey.ingest(exposures, client=client)
+    assert survey.select(chip=[3, 5]).predict(client=client).done == 2
+    assert np.flatnonzero(survey.predictions["predicted"]).tolist() == [3, 5]
+    some = survey.select(chip=[3, 5]).predictions.load()
+    assert survey.predict(client=client).done == 2 * EXPOSURES - 2
+    xr.testing.assert_identical(survey.select(chip=[3, 5]).predictions.load(), some)

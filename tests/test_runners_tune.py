@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from csst_dask.cli import app
 from csst_dask.config import TrainingConfig, build_config, load_config
 from csst_dask.errors import ConfigError
+from csst_dask.pipeline.isolated import run_alone
 from csst_dask.runners import tune
-from csst_dask.runners.alone import run_alone
 from csst_dask.runners.faults import ClusterLost, TaskFailed
-from csst_dask.runners.study import JOURNAL, Search, _unjudged, create_study, open_study
 from csst_dask.runners.tune import SPACE, search_space, settings_of, tune_network
 from csst_dask.training import fit, load_samples
+from csst_dask.training.study import JOURNAL, Search, _unjudged, create_study, open_study
 
 SETTINGS = {"arch": "resnet18", "context_epochs": 0, "epochs": 2, "batch": 16}
 CONFIG = build_config({"training": SETTINGS}, "a test")
@@ -194,14 +194,17 @@ def test_trials_that_fail_are_replaced_as_long_as_others_do_not(client, training
 
 
 def test_a_search_without_workers_ends(training_store, tmp_path):
-    config = build_config({"training": SETTINGS, "execution": {"patience": 1}}, "a test")
+    config = build_config({"training": SETTINGS, "execution": {"storage_timeout": 1}}, "a test")
     empty = LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0", silence_logs=50)
     with empty, Client(empty) as nobody, pytest.raises(ClusterLost, match="no worker"):
         tune_network(nobody, "classifier", training_store, 1, tmp_path, config)
 
 
 def test_a_trial_takes_as_long_as_it_likes(client, training_store, tmp_path):
-    settings = {"training": SETTINGS | {"epochs": 1}, "execution": {"time_limit": 0.01, "losses": 1, "deaths": 1}}
+    settings = {
+        "training": SETTINGS | {"epochs": 1},
+        "execution": {"time_limit": 0.01, "worker_losses": 1, "process_deaths": 1},
+    }
     workers = {**client.run(os.getpid)}
     found = tune_network(client, "classifier", training_store, 1, tmp_path, build_config(settings, "a test"))
     assert (found["trials"], found["failed"]) == (1, 0)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,19 @@ from distributed import Client, LocalCluster
 
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError
-from csst_dask.runners import patience, stopping, window
-from csst_dask.runners.alone import Died, run_alone
+from csst_dask.pipeline import stopping
+from csst_dask.pipeline.isolated import Died, run_alone
+from csst_dask.pipeline.summary import TaskStats
+from csst_dask.runners import faults, window
 from csst_dask.runners.cluster import connect
-from csst_dask.runners.faults import ClusterLost, Failure, TooManyFailures
+from csst_dask.runners.faults import ClusterLost, Failure, StorageLost, TooManyFailures, retry_storage
 from csst_dask.runners.guard import DEVICE_LOST, limited
 from csst_dask.runners.settings import SETTINGS
-from csst_dask.runners.window import Effort, Partial, Task, run_tasks
+from csst_dask.runners.window import Task, run_tasks
 
 pytestmark = pytest.mark.processes
 
-QUICK = ExecutionConfig(time_limit=60, patience=60, deaths=2)
+QUICK = ExecutionConfig(time_limit=60, storage_timeout=60, process_deaths=2)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +83,9 @@ def misbehave(x, how, folder):
     return 2 * x
 
 
-def results(client, function, tasks, limits=QUICK, effort=None):
+def results(client, function, tasks, limits=QUICK, stats=None):
     found = {}
-    for task, result in run_tasks(client, "test", function, tasks, limits, effort):
+    for task, result in run_tasks(client, "test", function, tasks, limits, stats):
         assert task.key not in found, "a task came back twice"
         found[task.key] = result
     return found
@@ -116,23 +119,23 @@ def test_each_task_comes_back_once_and_few_are_in_flight(mine):
 
 @pytest.mark.parametrize("how", ["raise twice", "outage"])
 def test_what_passes_is_tried_again(mine, tmp_path, how):
-    limits = ExecutionConfig(retries=2 if how == "raise twice" else 0, patience=60)
-    effort = Effort()
-    found = results(mine, misbehave, numbers(20, how, str(tmp_path)), limits, effort)
+    limits = ExecutionConfig(retries=2 if how == "raise twice" else 0, storage_timeout=60)
+    stats = TaskStats()
+    found = results(mine, misbehave, numbers(20, how, str(tmp_path)), limits, stats)
     assert found == {k: 2 * k for k in range(20)}
-    assert effort.repeats == (2 if how == "raise twice" else 3)
+    assert stats.repeats == (2 if how == "raise twice" else 3)
 
 
 def test_outages_use_up_no_retries(mine, tmp_path, monkeypatch):
     monkeypatch.setattr(window, "FIRST_PAUSE", 0.05)
-    effort = Effort()
-    found = results(mine, misbehave, numbers(20, "outage, then raise twice", str(tmp_path)), QUICK, effort)
+    stats = TaskStats()
+    found = results(mine, misbehave, numbers(20, "outage, then raise twice", str(tmp_path)), QUICK, stats)
     assert found == {k: 2 * k for k in range(20)}
-    assert effort.repeats == 3 + QUICK.retries
+    assert stats.repeats == 3 + QUICK.retries
 
 
 def test_patience_with_storage_does_not_count_from_the_loss_of_a_worker(mine, tmp_path):
-    found = results(mine, misbehave, numbers(20, "die, then outage", str(tmp_path)), ExecutionConfig(patience=2))
+    found = results(mine, misbehave, numbers(20, "die, then outage", str(tmp_path)), ExecutionConfig(storage_timeout=2))
     assert found == {k: 2 * k for k in range(20)}
 
 
@@ -155,38 +158,88 @@ def test_what_ends_its_worker_is_rejected_and_its_neighbours_finish(mine, tmp_pa
     assert bad.poison
     assert words in bad.reason
     assert found == {k: 2 * k for k in range(40) if k != 13}
-    assert (tmp_path / "tries").stat().st_size == QUICK.losses + QUICK.deaths
+    assert (tmp_path / "tries").stat().st_size == QUICK.worker_losses + QUICK.process_deaths
+
+
+@dataclass
+class Some:
+    """What could be done of a block, and what was raised for the rest."""
+
+    done: dict = field(default_factory=dict)
+    errors: dict = field(default_factory=dict)
 
 
 def misbehave_all(xs, how, folder):
-    return [misbehave(x, how, folder) for x in xs]
+    return Some({x: misbehave(x, how, folder) for x in xs})
 
 
 def raise_partly(xs, how, folder):
-    good = [2 * x for x in xs if x != 13]
-    return Partial(good or None, {xs.index(13): ValueError("always")}) if 13 in xs else good
+    found = Some()
+    for x in xs:
+        try:
+            found.done[x] = misbehave(x, how, folder)
+        except ValueError as error:
+            found.errors[x] = error
+    return found
 
 
 def blocks(n, size, *args):
     def task(xs):
-        return Task(f"block-{xs[0]}-{len(xs)}", (xs, *args), tuple(xs), len(xs), lambda: [task([x]) for x in xs])
+        return Task(f"block-{xs[0]}-{len(xs)}", (xs, *args), tuple(xs), len(xs), xs, lambda x, before: task([x]))
 
     return (task(list(range(k, k + size))) for k in range(0, n, size))
 
 
+def results_of_blocks(client, function, tasks, limits=QUICK, stats=None):
+    """What was done, each once, and the failures."""
+    done, failed = {}, {}
+    for task, result in run_tasks(client, "test", function, tasks, limits, stats):
+        if isinstance(result, Failure):
+            assert task.key not in failed
+            failed[task.key] = result
+        else:
+            assert not done.keys() & result.done.keys()
+            done |= result.done
+    return done, failed
+
+
 @pytest.mark.parametrize("how", ["kill", "raise"])
 def test_the_one_bad_chip_of_a_block_is_found(mine, tmp_path, how):
-    found = results(mine, misbehave_all, blocks(24, 4, how, str(tmp_path)))
-    bad = found.pop((13,))
-    assert bad.poison == (how == "kill")
-    assert sorted(x for xs in found for x in xs) == [k for k in range(24) if k != 13]
-    assert all(result == [2 * x for x in xs] for xs, result in found.items())
+    done, failed = results_of_blocks(mine, misbehave_all, blocks(24, 4, how, str(tmp_path)))
+    assert list(failed) == [(13,)]
+    assert failed[13,].poison == (how == "kill")
+    assert done == {k: 2 * k for k in range(24) if k != 13}
 
 
-def test_a_block_that_is_partly_done_goes_on_with_the_rest(mine, tmp_path):
-    found = results(mine, raise_partly, blocks(24, 4, "", str(tmp_path)))
-    assert isinstance(found.pop((13,)), Failure)
-    assert sorted(x for result in found.values() for x in result) == [2 * k for k in range(24) if k != 13]
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_a_block_could_do_counts_and_the_rest_is_tried_again(mine, tmp_path, size):
+    stats = TaskStats()
+    done, failed = results_of_blocks(mine, raise_partly, blocks(24, size, "raise", str(tmp_path)), stats=stats)
+    assert list(failed) == [(13,)]
+    assert not failed[13,].poison
+    assert "always" in failed[13,].reason
+    assert done == {k: 2 * k for k in range(24) if k != 13}
+    assert (tmp_path / "tries").stat().st_size == 1 + QUICK.retries
+    assert stats.repeats == QUICK.retries
+
+
+def test_what_passes_in_a_block_is_tried_again(mine, tmp_path):
+    done, failed = results_of_blocks(mine, raise_partly, blocks(24, 4, "raise twice", str(tmp_path)))
+    assert (done, failed) == ({k: 2 * k for k in range(24)}, {})
+
+
+def test_the_task_of_a_part_is_given_what_was_done_before(mine, tmp_path):
+    seen = []
+
+    def task(xs):
+        def part(x, before):
+            seen.append((x, before.done))
+            return task([x])
+
+        return Task(f"block-{xs[0]}-{len(xs)}", (xs, "raise twice", str(tmp_path)), tuple(xs), len(xs), xs, part)
+
+    results_of_blocks(mine, raise_partly, [task([11, 12, 13])])
+    assert seen == [(13, {11: 22, 12: 24}), (13, {})]
 
 
 def test_killed_workers_lose_nothing(mine):
@@ -232,12 +285,27 @@ def test_killed_workers_lose_nothing(mine):
 
 
 def test_one_fault_of_all_tasks_ends_the_run(mine, tmp_path):
-    limits = ExecutionConfig(retries=0, failures_in_row=7)
+    limits = ExecutionConfig(retries=0, consecutive_failures=7)
     tasks = (Task(f"{k}", (13, "raise", str(tmp_path)), k) for k in range(1000))
     given = 0
     with pytest.raises(TooManyFailures, match="always"):  # noqa: PT012
         for _ in run_tasks(mine, "test", misbehave, tasks, limits):
             given += 1
+    assert given == 7
+
+
+def test_one_fault_of_all_blocks_ends_the_run(mine, tmp_path):
+    """Though each gives a result, in which nothing is done."""
+    limits = ExecutionConfig(retries=1, consecutive_failures=7)
+    folder, given = str(tmp_path), 0
+
+    def task(k, xs):
+        return Task(f"{k}-{len(xs)}", (xs, "raise", folder), k, len(xs), xs, lambda x, before: task(k, [x]))
+
+    tasks = (task(k, [13]) for k in range(1000))
+    with pytest.raises(TooManyFailures, match="always"):  # noqa: PT012
+        for _, result in run_tasks(mine, "test", raise_partly, tasks, limits):
+            given += isinstance(result, Failure)
     assert given == 7
 
 
@@ -262,7 +330,7 @@ def test_a_request_to_stop_lets_running_tasks_end(mine):
 
 
 def test_storage_that_fails_is_not_waited_for_once_the_run_is_to_stop(monkeypatch):
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 30.0)
+    monkeypatch.setattr(faults, "FIRST_PAUSE", 30.0)
     tries = []
 
     def fail():
@@ -271,8 +339,8 @@ def test_storage_that_fails_is_not_waited_for_once_the_run_is_to_stop(monkeypatc
 
     with stopping.stopping(0):
         threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
-        with pytest.raises(patience.StorageLost, match="500"):
-            patience.patiently(600, fail)
+        with pytest.raises(StorageLost, match="500"):
+            retry_storage(600, fail)
     assert len(tries) == 2
     assert 0.4 < tries[1] - tries[0] < 10
 
@@ -337,7 +405,7 @@ def scheduler(tmp_path):
 def test_a_cluster_without_workers_is_not_waited_for_for_ever(scheduler):
     _, file, _ = scheduler
     with Client(scheduler_file=str(file)) as client, pytest.raises(ClusterLost, match="no worker"):
-        results(client, double, numbers(5), ExecutionConfig(patience=3))
+        results(client, double, numbers(5), ExecutionConfig(storage_timeout=3))
 
 
 def test_paused_workers_are_not_waited_for_for_ever(scheduler):
@@ -347,7 +415,7 @@ def test_paused_workers_are_not_waited_for_for_ever(scheduler):
     with Client(scheduler_file=str(file)) as client:
         client.wait_for_workers(1, timeout=60)
         with pytest.raises(ClusterLost, match="all workers have been paused"):
-            results(client, double, numbers(5), ExecutionConfig(patience=3))
+            results(client, double, numbers(5), ExecutionConfig(storage_timeout=3))
 
 
 def test_a_killed_scheduler_ends_the_run(scheduler):
@@ -444,11 +512,11 @@ def test_a_gpu_that_a_task_on_its_own_loses_is_lost_to_nobody_else(mine, tmp_pat
 
 def test_a_worker_that_loses_its_gpu_is_replaced_and_its_task_done_again(mine, tmp_path):
     processes = [nanny.process.process for nanny in mine.cluster.workers.values()]
-    effort = Effort()
-    found = results(mine, lose_gpu, [Task("gpu", (str(tmp_path),), "gpu")], effort=effort)
+    stats = TaskStats()
+    found = results(mine, lose_gpu, [Task("gpu", (str(tmp_path),), "gpu")], stats=stats)
     lost = {int(path.name) for path in tmp_path.iterdir()} - {found["gpu"]}
     assert len(lost) == 1
-    assert effort.lost_workers == effort.repeats == 1
+    assert stats.lost_workers == stats.repeats == 1
     deadline = time.monotonic() + 60
     while len(pids := set(mine.run(os.getpid).values())) < 2:
         assert time.monotonic() < deadline

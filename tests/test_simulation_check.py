@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import BAND_TABLE
 from csst_dask.simulation.check import (
     bleed_check,
     bytes_check,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 from csst_dask.simulation.milky_way import MODULUS, bar_density, galactic_rotation, line_of_sight
 from csst_dask.simulation.physics import SkyPhysics
 from csst_dask.simulation.stars import star_counts

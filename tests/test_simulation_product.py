@@ -79,7 +79,7 @@ def test_every_product_reads_back_to_the_same_chip(tmp_path, product, distortion
     assert files == expected_files(tmp_path, chip.exposure, DETECTOR, product)
     assert sorted(map(str, (tmp_path / chip.exposure.obs_id).iterdir())) == sorted(files.paths())
     assert discover([tmp_path]) == ([files], [])
-    counts = read_truth(files.truth, files.key, BAND, SHAPE)
+    counts = read_truth(files, BAND, SHAPE)
     assert (counts.n_star, counts.n_bright, counts.note) == (chip.n_star, chip.n_bright, "")
     gain = DetectorModel().gain
     with read_detector(files, SHAPE) as found:
@@ -168,7 +168,7 @@ def test_a_readout_file_cut_short_is_refused(tmp_path):
 @pytest.mark.parametrize(("n_star", "n_galaxy"), [(0, 0), (0, 5), (5, 0)])
 def test_empty_frames_have_catalogues_too(tmp_path, n_star, n_galaxy):
     files = write_chip(make_chip(n_star=n_star, n_galaxy=n_galaxy), tmp_path)
-    counts = read_truth(files.truth, files.key, BAND, SHAPE)
+    counts = read_truth(files, BAND, SHAPE)
     assert counts.n_star == n_star
     assert np.atleast_1d(table_of(files.truth)).size == n_star + n_galaxy if n_star + n_galaxy else True
 
@@ -180,7 +180,7 @@ def test_objects_within_rounding_of_the_edge_and_the_limit_keep_their_side(tmp_p
     chip.star_x = chip.star_y = edge
     object.__setattr__(chip.stars, "mag", mag)
     files = write_chip(chip, tmp_path)
-    counts = read_truth(files.truth, files.key, BAND, SHAPE)
+    counts = read_truth(files, BAND, SHAPE)
     assert (counts.n_star, counts.n_bright) == (4, 2)
 
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS, PIXEL_SCALE
+from csst_dask.instrument.focal_plane import BAND_TABLE, DETECTORS, IMAGING_DETECTORS, PIXEL_SCALE
 from csst_dask.simulation import psf as module
 from csst_dask.simulation.psf import (
     PHASES,

@@ -244,7 +244,7 @@ def imports_of(path: Path) -> set[str]:
 
 def test_rendering_and_reducing_need_numpy_numba_and_torch_alone():
     root = Path(csst_dask.__file__).parents[1]
-    waiting = {"csst_dask.simulation.render_torch", "csst_dask.preprocess.reduce_torch"}
+    waiting = {"csst_dask.simulation.render_torch", "csst_dask.preprocess.measure_torch"}
     seen, outside = set(), set()
     while waiting:
         name = waiting.pop()

@@ -5,19 +5,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 
+import in_process
 import numpy as np
 import pytest
 
 from csst_dask.config import Config, SimulationConfig, with_settings
 from csst_dask.instrument import IMAGING_DETECTORS, frame_center
-from csst_dask.instrument.bands import BAND_TABLE
 from csst_dask.instrument.distortion import DISTORTION
 from csst_dask.instrument.flags import FLAG_GHOST, FLAG_TRAIL
-from csst_dask.instrument.focal_plane import DETECTORS
+from csst_dask.instrument.focal_plane import BAND_TABLE, DETECTORS
 from csst_dask.io import discover, read_detector
 from csst_dask.io.truth import read_truth
-from csst_dask.runners.chips import simulate_to_files, simulate_to_store
-from csst_dask.runners.ledger import Ledger, Summary
+from csst_dask.runners.simulate import simulate_to_files
 from csst_dask.schema import BANDS, FRAME_SHAPE, STAR_LIMIT
 from csst_dask.simulation import exposure as exposure_module
 from csst_dask.simulation.artefacts import Trail
@@ -32,12 +31,12 @@ from csst_dask.simulation.detector import (
 )
 from csst_dask.simulation.exposure import Exposure, Scene
 from csst_dask.simulation.physics import Optics, SkyPhysics
-from csst_dask.simulation.product import chip_key
 from csst_dask.simulation.renderer import Renderer
 from csst_dask.simulation.sersic import add_galaxies
 from csst_dask.simulation.shot import make_exposure_psf, take_shot
 from csst_dask.simulation.survey import plan_survey
-from csst_dask.store.survey import open_survey
+from csst_dask.store import SurveyStore
+from csst_dask.store.dataset import open_dataset
 
 SHAPE = (322, 301)
 SKY = SkyPhysics(density=300.0, systems=())
@@ -430,7 +429,7 @@ def test_written_chips_read_back(tmp_path, star_count):
         np.testing.assert_array_equal(found.weight.read_rows(0, 368) == 0, chip.flags != 0)
         x, y = found.wcs.all_world2pix(chip.stars.ra, chip.stars.dec, 1)
         np.testing.assert_allclose((x - 0.5, y - 0.5), (chip.star_x, chip.star_y), atol=1e-4)
-    counts = read_truth(files.truth, files.key, "y", (368, 384))
+    counts = read_truth(files, "y", (368, 384))
     assert (counts.n_star, counts.n_bright, counts.note) == (n_star, n_bright, "")
 
 
@@ -441,17 +440,14 @@ def test_the_store_holds_the_same_reduction_with_and_without_pixels(tmp_path):
         config = with_settings(
             Config(), {"ingest.frame": (368, 384), "ingest.chunks": (92, 96), "ingest.pixels": pixels}
         )
-        ledger = Ledger(str(tmp_path / f"{pixels}.zarr"), config, keep_mask=pixels != "none")
-        rows = dict(ledger.to_do([(chip_key(*chip), "simulated", "") for chip in chips], Summary()))
-        for chip in chips:
-            ledger.record(simulate_to_store(*chip, rows[chip_key(*chip)], ledger.path, config))
-        ledger.flush()
-        stores[pixels] = open_survey(ledger.path).load()
+        path = str(tmp_path / f"{pixels}.zarr")
+        in_process.simulate(path, config, chips, keep_mask=pixels != "none")
+        stores[pixels] = open_dataset(SurveyStore.read(path)).load()
     none, kept = stores["none"], stores["lossless"]
     assert (kept["status"].values == "done").all()
     assert "image" not in none
     for name in none.variables:
-        tolerance = {"pixel_mean": 1e-8, "pixel_std": 1e-8, "reduced": 2e-4}.get(name)
+        tolerance = {"pixel_mean": 1e-8, "pixel_std": 1e-8, "block_stats": 2e-4}.get(name)
         if tolerance:  # sums of blocks of other heights are rounded differently
             np.testing.assert_allclose(none[name].values, kept[name].values, rtol=tolerance)
         else:

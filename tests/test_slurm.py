@@ -1,5 +1,8 @@
 """Batch scripts and workers on a real SLURM: jobs that are cancelled or run out of time are submitted again."""
 
+import asyncio
+import gc
+import os
 import subprocess
 import sys
 import time
@@ -8,10 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import EXPOSURES, assert_same_result
+from distributed import comm
+from distributed.security import Security
 from slurm_server import GPUS, Slurm, missing
 from whole_run import COMMAND, assert_same_run, configuration, run
 
-from csst_dask.store.survey import open_scalars
+from csst_dask.errors import ConfigError
+from csst_dask.runners.cluster import connect, known_workers
+from csst_dask.runners.settings import HOST
+from csst_dask.store import SurveyStore
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -54,7 +62,7 @@ def until(slurm, job: str, condition) -> None:
 
 
 def ingested(folder: Path) -> int:
-    return sum(1 for _ in (folder / "survey.zarr" / "reduced" / "c").glob("*"))
+    return sum(1 for _ in (folder / "survey.zarr" / "block_stats" / "c").glob("*"))
 
 
 def test_steps_in_jobs_of_their_own(slurm, tmp_path, exposures, weights, undisturbed):
@@ -120,7 +128,7 @@ def test_a_cancelled_job_is_submitted_again(slurm, tmp_path, many, weights, whol
     state, status = slurm.wait(job)
     assert (state, status) == ("FAILED", 1), output(tmp_path)
     assert "run the same command again" in output(tmp_path)
-    assert (open_scalars(tmp_path / "survey.zarr")["status"].values == "pending").any()
+    assert (SurveyStore.read(tmp_path / "survey.zarr").scalars()["status"].values == "pending").any()
 
     job = submit(slurm, tmp_path, "run.sbatch", str(config))
     before = ingested(tmp_path)
@@ -201,6 +209,45 @@ def test_workers_as_jobs_that_are_replaced(slurm, tmp_path, many, weights, whole
         time.sleep(0.2)
 
 
+def pages(node) -> set[str]:
+    """Addresses on which a scheduler or worker serves pages: a dashboard, or health and metrics."""
+    return {one.getsockname()[0] for one in node.http_server._sockets.values()}
+
+
+def pages_of_worker(dask_worker):
+    return pages(dask_worker)
+
+
+def test_workers_as_jobs_and_their_scheduler_speak_to_each_other_alone(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    client = connect(
+        workers=1, slurm={"memory": "2GiB", "interface": "lo", "log_directory": tmp_path / "logs"}, quiet=True
+    )
+    try:
+        address = client.scheduler.address
+        assert client.submit(sum, [1, 2]).result() == 3
+        [worker] = known_workers(client)
+        assert address.startswith("tls://")
+        assert worker.startswith("tls://")
+        with pytest.raises(ConfigError, match="no certificates are known here"):
+            connect(scheduler=address)
+        own = Security.temporary().get_connection_args("client")
+        for strange, arguments in ((address, own), (worker, own), (address.replace("tls", "tcp"), {})):
+            with pytest.raises(OSError):  # noqa: PT011
+                asyncio.run(comm.connect(strange, timeout=3, **arguments))
+        keys = [path for path in (tmp_path / "logs").iterdir() if path.name.startswith(".dask-jobqueue.worker")]
+        assert keys
+        assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
+        assert pages(client.cluster.scheduler) == {HOST}
+        assert [*client.run(pages_of_worker).values()] == [{HOST}]
+    finally:
+        client.close()
+    del client
+    gc.collect()
+    assert not [path for path in keys if path.exists()], "keys are left behind"
+
+
 def test_gpus_are_asked_for_and_given(slurm, tmp_path, monkeypatch):
     """As far as SLURM goes: the GPUs are device files without a device behind them."""
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
@@ -211,7 +258,6 @@ def test_gpus_are_asked_for_and_given(slurm, tmp_path, monkeypatch):
     assert f"gpus={GPUS} visible=0,1" in output(tmp_path)
 
     from csst_dask.config import SlurmConfig
-    from csst_dask.errors import ConfigError
     from csst_dask.runners.slurm import check_job, job_options, slurm_cluster
 
     def jobs(**settings):
@@ -248,7 +294,8 @@ def test_a_job_with_gpus_has_a_cuda_worker_for_each(slurm, tmp_path, exposures, 
         path.chmod(0o755)
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "dask_cuda.py").touch()
-    environment = {"CSST_DASK_BIN": str(stand_in), "PYTHONPATH": str(tmp_path / "modules"), "SEEN": str(seen)}
+    path = os.pathsep.join([str(tmp_path / "modules"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {"CSST_DASK_BIN": str(stand_in), "PYTHONPATH": path, "SEEN": str(seen)}
     options = ("--nodes=1", "--ntasks=1", "--cpus-per-task=2", f"--gpus-per-node={GPUS}", "--mem-per-cpu=2G")
     config = configuration(tmp_path, exposures, weights)
     job = slurm.submit(tmp_path, *options, str(SCRIPTS / "run.sbatch"), str(config), **environment)

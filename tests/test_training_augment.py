@@ -20,12 +20,12 @@ def test_the_eight_symmetries_are_all_there_and_differ():
 @given(st.integers(0, 7), st.sampled_from(sorted(KINDS)))
 def test_augmenting_the_inputs_is_augmenting_the_maps(symmetry, kind):
     rng = np.random.default_rng(0)
-    reduced = rng.uniform(0.1, 1, (1, 6, 5, 5)).astype(np.float32)
-    reduced[:, :4, 0, 1] = np.nan
+    block_stats = rng.uniform(0.1, 1, (1, 6, 5, 5)).astype(np.float32)
+    block_stats[:, :4, 0, 1] = np.nan
     scalars = {name: np.array([0.2]) for name in ("pixel_mean", "pixel_std", "sky_level", "sky_sigma")}
-    turned = apply_dihedral(torch.from_numpy(reduced), np.array([symmetry])).numpy()
+    turned = apply_dihedral(torch.from_numpy(block_stats), np.array([symmetry])).numpy()
     one = make_inputs(kind, turned, scalars, ["g"])
-    other = apply_dihedral(torch.from_numpy(make_inputs(kind, reduced, scalars, ["g"])), np.array([symmetry]))
+    other = apply_dihedral(torch.from_numpy(make_inputs(kind, block_stats, scalars, ["g"])), np.array([symmetry]))
     np.testing.assert_array_equal(one, other.numpy())
 
 

@@ -30,17 +30,17 @@ def exported(training_store, tmp_path_factory):
 
 
 def test_the_round_trip_changes_nothing(samples, exported):
-    """Values bit for bit, and their types."""
+    """Values bit for bit, and their types; but text as wide as it needs to be."""
     back = import_samples(exported)
-    assert back.reduced.shape == samples.reduced.shape
+    assert back.block_stats.shape == samples.block_stats.shape
     rows = np.random.default_rng(0).permutation(len(samples))
-    maps = back.reduced[rows]
-    assert maps.dtype == samples.reduced[rows].dtype
-    np.testing.assert_array_equal(maps, samples.reduced[rows])
+    maps = back.block_stats[rows]
+    assert maps.dtype == samples.block_stats[rows].dtype
+    np.testing.assert_array_equal(maps, samples.block_stats[rows])
     for name in COLUMNS:
         one, other = getattr(samples, name), getattr(back, name)
-        assert other.dtype == one.dtype, name
-        np.testing.assert_array_equal(other, one, strict=True)
+        assert other.dtype == one.dtype or other.dtype.kind == one.dtype.kind == "U", name
+        np.testing.assert_array_equal(other, one)
     assert back.scalars.keys() == samples.scalars.keys()
     for name, values in samples.scalars.items():
         np.testing.assert_array_equal(back.scalars[name], values, strict=True)
@@ -51,7 +51,7 @@ def test_a_file_is_what_other_tools_can_read(samples, exported):
     rows = np.array([3])
     sample = torch.load(exported / "000003.pt", weights_only=True)
     scalars = {name: values[rows] for name, values in samples.scalars.items()}
-    expected = make_inputs("maps", samples.reduced[rows], scalars, samples.band[rows])[0]
+    expected = make_inputs("maps", samples.block_stats[rows], scalars, samples.band[rows])[0]
     np.testing.assert_array_equal(sample["inputs"].numpy(), expected)
     assert sample["density_class"] == samples.density_class[3]
 

@@ -19,7 +19,7 @@ from csst_dask.cli.training import without_folders
 from csst_dask.config import TrainingConfig, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.models import load_weights, weights_folder
-from csst_dask.preprocess.histograms import HISTOGRAMS
+from csst_dask.preprocess.statistics import HISTOGRAMS
 from csst_dask.training import Samples, Split, cache
 from csst_dask.training import fit as fit_anywhere
 from csst_dask.training.cache import InputCache, make_block
@@ -41,10 +41,10 @@ def make_samples(n):
     n_star = np.tile([0, 30, 300, 3000, 30_000, 300_000, 300, 3000], n // 8)
     mean = 0.2 + 1e-3 * np.sqrt(n_star)[:, None, None] * rng.exponential(size=(n, size, size))
     std, valid = 0.05 + mean - 0.2, np.ones_like(mean)
-    reduced = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
+    block_stats = np.stack([mean, valid, std, mean + 5 * std, mean, valid], axis=1).astype(np.float32)
     total = mean.reshape(n, -1)
     return Samples(
-        reduced=reduced,
+        block_stats=block_stats,
         scalars={
             "pixel_mean": total.mean(1), "pixel_std": total.std(1),
             "sky_level": np.full(n, 0.2), "sky_sigma": np.full(n, 0.05),
@@ -124,6 +124,7 @@ def test_signals_end_it_after_the_step_at_hand_and_adding_one_does_no_harm(sampl
     assert result.weights.read_bytes() == whole[1].weights.read_bytes()
 
 
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_while_inputs_are_made_simply_ends_it(samples, tmp_path):
     blocks = []
 
@@ -225,7 +226,7 @@ def test_a_context_that_no_training_chip_has_does_not_make_everything_usual(samp
         config = CONFIG.model_copy(update={"arch": "perceptron"})
         with pytest.raises(ConfigError, match=r"all .* validation chips") if len(changed) > 1 else nullcontext():
             result = fit("classifier", others, SPLIT, config, tmp_path / str(len(changed)))
-            limits.append(load_weights(result.weights).metadata["strangeness_limit"])
+            limits.append(load_weights(result.weights).metadata["ood_limit"])
     assert np.isfinite(limits).all()
     assert len(limits) == 2
 
@@ -359,7 +360,7 @@ def test_the_paper_recipe_trains_on_its_own_inputs_below_class_five(samples, tmp
 
 
 def test_training_stops_when_validation_rests(samples, tmp_path):
-    few = {"recipe": "paper", "epochs": 30, "learning_rate": 1e-12, "patience": 1, "bands": ("g",)}
+    few = {"recipe": "paper", "epochs": 30, "learning_rate": 1e-12, "early_stopping_epochs": 1, "bands": ("g",)}
     config = CONFIG.model_copy(update=few)
     assert fit("classifier", samples, SPLIT, config, tmp_path, threads=1).epochs < 30
 

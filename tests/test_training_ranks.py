@@ -23,8 +23,7 @@ from csst_dask.config.load import build_config
 from csst_dask.errors import ConfigError
 from csst_dask.runners import cluster
 from csst_dask.runners.gang import GangBroken, environments, train_gang
-from csst_dask.runners.torchrun import run_torchrun
-from csst_dask.runners.train import train_network
+from csst_dask.runners.train import run_torchrun, train_network
 from csst_dask.training import FitResult, fit, load_samples
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import load_checkpoint
@@ -278,6 +277,7 @@ def test_a_wrong_setting_is_told_at_once(client, training_store, tmp_path):
     assert result.exit_code == 2
 
 
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_in_a_terminal_leaves_a_checkpoint_from_which_the_same_command_ends(training_store, together, tmp_path):
     """Ctrl-C reaches every process of the terminal's foreground group."""
     settings = CONFIG.model_dump(mode="json", exclude_none=True)
@@ -330,7 +330,7 @@ def test_ranks_under_torchrun_that_all_hang_are_ended_and_started_again(
     training_store, together, tmp_path, monkeypatch
 ):
     """Nobody waits for another one in vain then, so that no time limit of torch tells."""
-    monkeypatch.setattr("csst_dask.runners.torchrun.SILENCE", 1)
+    monkeypatch.setattr("csst_dask.runners.train.SILENCE", 1)
     steps, lines = [], []
 
     def stop(*step):

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import write_maps
 
 from csst_dask.errors import ConfigError
-from csst_dask.schema import CHANNELS
+from csst_dask.schema import REJECTED, ChipInfo
+from csst_dask.store import SurveyStore
 from csst_dask.training import Samples, load_samples, split_by_field
 from csst_dask.training.record import MOST_CENTRES, cover, record_split
 from csst_dask.training.split import Split, split_at_random
@@ -75,78 +76,73 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_chips():
     assert any(set(rows) != set(first.test) for rows in others)
 
 
-def text(words):
-    return np.array(list(words), dtype=np.dtypes.StringDType())
+def chip(row, field, n_star, n_bright, band="g"):
+    rng, ra = np.random.default_rng(row), 10.0 * row
+    mean, std, level, sigma = rng.normal(size=4)
+    return ChipInfo(
+        band=band, exptime=150.0, mjd=61_000.0, ra=ra, dec=0.0, corner_ra=(ra,) * 4, corner_dec=(0.0,) * 4, field=field,
+        n_star=n_star, n_bright=n_bright, pixel_mean=mean, pixel_std=std, n_valid=9, sky_level=level, sky_sigma=sigma,
+    )  # fmt: skip
+
+
+TRUTH = ((5, 1), (100, 20), (-1, -1), (200, 50), (100_000, 9000), (3, 1))
+
+
+def write(path, fields, scale=1.0, size=4):
+    """Six chips: the second is rejected, the third has no truth, the fourth is of band u, the last is pending."""
+    maps = scale * np.random.default_rng(0).normal(size=(6, 6, 4, 4)).astype("f4")[..., :size]
+    chips = [chip(row, fields[row], *TRUTH[row], band="gggugg"[row]) for row in range(5)]
+    write_maps(str(path), maps, [*chips, None])
+    with SurveyStore.write(str(path)) as store:
+        store.set_status([1], REJECTED, ["spoilt"])
+    return path, maps, chips
 
 
 @pytest.fixture
 def store(tmp_path):
-    rng = np.random.default_rng(0)
-    n = 6
-    data = xr.Dataset(
-        {
-            "reduced": (("chip", "channel", "iy", "ix"), rng.normal(size=(n, 6, 4, 4)).astype("f4")),
-            "status": ("chip", text(["done", "rejected", "done", "done", "done", "pending"])),
-            "n_star": ("chip", np.array([5, 100, -1, 200, 100_000, 3])),
-            "n_bright": ("chip", np.array([1, 20, -1, 50, 9000, 1])),
-            **{name: ("chip", rng.normal(size=n)) for name in ("pixel_mean", "pixel_std")},
-            **{name: ("chip", rng.normal(size=n)) for name in ("sky_level", "sky_sigma")},
-        },
-        coords={
-            "channel": text(CHANNELS),
-            "band": ("chip", text("gggugg")),
-            "field": ("chip", text("abcdef")),
-            "ra": ("chip", np.arange(n) * 10.0),
-            "dec": ("chip", np.zeros(n)),
-        },
-    )
-    data.to_zarr(tmp_path / "survey.zarr", consolidated=False)
-    return tmp_path / "survey.zarr", data
+    return write(tmp_path / "survey.zarr", "abcdef")
 
 
 def test_only_chips_that_are_done_and_have_truth_are_loaded(store):
-    path, data = store
+    path, maps, chips = store
     samples = load_samples(path)
     assert samples.field.tolist() == ["a", "d", "e"]
     assert samples.density_class.tolist() == [1, 2, 5]
-    np.testing.assert_array_equal(samples.reduced, data["reduced"].values[[0, 3, 4]])
-    np.testing.assert_array_equal(samples.scalars["sky_sigma"], data["sky_sigma"].values[[0, 3, 4]])
+    np.testing.assert_array_equal(samples.block_stats, maps[[0, 3, 4]])
+    assert samples.scalars["sky_sigma"].tolist() == [chips[row].sky_sigma for row in (0, 3, 4)]
     assert load_samples(path, bands=("u",)).field.tolist() == ["d"]
 
 
 def test_chips_of_several_stores_follow_one_another(store, tmp_path):
-    path, data = store
-    more = data.assign_coords(field=("chip", text(["x", "y", "z", "u", "v", "w"]))) * 1
-    for name in ("status", "n_star", "n_bright"):
-        more[name] = data[name]
-    more["reduced"] = 2 * data["reduced"]
-    more.to_zarr(tmp_path / "more.zarr", consolidated=False)
-    one, other = load_samples(path), load_samples(tmp_path / "more.zarr")
-    both = load_samples([path, tmp_path / "more.zarr"])
+    path, *_ = store
+    more, *_ = write(tmp_path / "more.zarr", "xyzuvw", scale=2.0)
+    one, other = load_samples(path), load_samples(more)
+    both = load_samples([path, more])
     assert both.field.tolist() == ["a", "d", "e", "x", "u", "v"]
     assert (both.sizes, both.checksums) == ((3, 3), one.checksums + other.checksums)
-    assert both.reduced.shape == (6, 6, 4, 4)
-    np.testing.assert_array_equal(both.reduced, np.concatenate([one.reduced, other.reduced]))
+    assert both.block_stats.shape == (6, 6, 4, 4)
+    np.testing.assert_array_equal(both.block_stats, np.concatenate([one.block_stats, other.block_stats]))
+    np.testing.assert_array_equal(2 * np.asarray(one.block_stats), other.block_stats)
     rows = np.array([5, 0, 3, 0])
-    np.testing.assert_array_equal(both.reduced[rows], np.asarray(both.reduced)[rows])
+    np.testing.assert_array_equal(both.block_stats[rows], np.asarray(both.block_stats)[rows])
     np.testing.assert_array_equal(both.scalars["sky_sigma"][3:], other.scalars["sky_sigma"])
     with pytest.raises(ConfigError, match=r"have 3 chips in common, alike in field, band, place and counts"):
         load_samples([path, path])
-    small = more.isel(ix=slice(0, 2))
-    small.to_zarr(tmp_path / "small.zarr", consolidated=False)
+    small, *_ = write(tmp_path / "small.zarr", "xyzuvw", size=2)
     with pytest.raises(ConfigError, match="reduce them alike"):
-        load_samples([path, tmp_path / "small.zarr"])
+        load_samples([path, small])
 
 
 def test_a_store_without_what_is_needed_is_refused(store, tmp_path):
-    path, data = store
+    path, *_ = store
     with pytest.raises(ConfigError, match="no chip"):
         load_samples(path, bands=("y",))
-    with pytest.raises(ConfigError, match="cannot open"):
+    with pytest.raises(ConfigError, match="no survey store at"):
         load_samples(tmp_path / "nowhere.zarr")
-    data.drop_vars("n_star").to_zarr(tmp_path / "other.zarr", consolidated=False)
-    with pytest.raises(ConfigError, match="lacks n_star"):
-        load_samples(tmp_path / "other.zarr")
+    with SurveyStore.write(str(path)) as opened:
+        opened.set_attrs({"measured": []})
+    with pytest.raises(ConfigError, match="filled without block_stats"):
+        load_samples(path)
 
 
 @settings(max_examples=30, deadline=None)
@@ -224,7 +220,7 @@ def test_what_was_learned_from_lies_near_the_recorded_centres():
     assert set(record["test_fields"]) == set(samples.field[split.test])
     order = np.random.default_rng(0).permutation(len(samples))
     taken = {"band": samples.band, "n_star": samples.n_star, "n_bright": samples.n_bright, "field": samples.field}
-    other = Samples(samples.reduced, {}, **{k: v[order] for k, v in taken.items()}, ra=samples.ra[order],
+    other = Samples(samples.block_stats, {}, **{k: v[order] for k, v in taken.items()}, ra=samples.ra[order],
                     dec=samples.dec[order])  # fmt: skip
     assert other.checksums != samples.checksums == sampled().checksums
 

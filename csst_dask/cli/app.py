@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,16 +11,26 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from csst_dask.errors import ConfigError, RunEnded
+from csst_dask.errors import ConfigError, RunEnded, describe_error
 
 console = Console()
 errors = Console(stderr=True)
 
 DONE, UNEXPECTED, USAGE, REJECTED = 0, 1, 2, 3
 
+OUTAGES = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "EREMOTEIO", "ENODEV", "ENXIO",
+        "ETIMEDOUT", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+"""Errors of the operating system that come from a disk, a file system's server or the network."""
+
 
 class ExitingGroup(TyperGroup):
-    """Turns a configuration error into exit status 2 and one clear message."""
+    """Turns what ends a command into its exit status and one clear line, after a traceback if nothing foresaw it."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,19 +41,45 @@ class ExitingGroup(TyperGroup):
         except RunEnded as error:
             raise _ended(error) from None
         except ConfigError as error:
-            errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+            _print(f"error: {error}")
             raise typer.Exit(USAGE) from None
         except Exception as error:
-            from csst_dask.runners.patience import lost_storage
-
-            if (lost := lost_storage(error)) is None:
+            if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):  # the command line's own
                 raise
-            raise _ended(lost) from None
+            if is_outage(error):
+                raise _ended(RunEnded(f"storage or the network failed: {describe_error(error)}")) from None
+            traceback.print_exc()
+            _print(f"error: unexpected {describe_error(error)}; please report it with the lines above")
+            raise typer.Exit(UNEXPECTED) from None
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error that no run foresaw comes from storage or the network.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    bool
+        By what it says, not by being an `OSError`: a folder that is not empty, or a file that is not there, tells of
+        a mistake of ours.
+    """
+    from csst_dask.runners.faults import REMOTE
+
+    if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in OUTAGES:
+        return True
+    return type(error).__module__.partition(".")[0] in REMOTE
+
+
+def _print(text: str) -> None:
+    errors.print(text, style="red", highlight=False, soft_wrap=True, markup=False)
 
 
 def _ended(error: RunEnded) -> typer.Exit:
     again = "what is done is kept; run the same command again to go on"
-    errors.print(f"error: {error}; {again}", style="red", highlight=False, soft_wrap=True, markup=False)
+    _print(f"error: {error}; {again}")
     return typer.Exit(UNEXPECTED)
 
 
@@ -53,7 +91,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="How crowded is every piece of this sky, and what must the pipeline do about it?\n\n"
     "Exit status: 0 all done, 2 wrong usage or configuration (nothing started), "
-    "3 finished but some inputs were rejected, 1 anything unexpected.",
+    "3 finished but some inputs were rejected or have failed for good, 1 anything unexpected, or chips failed that the "
+    "next run tries again.",
 )
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML configuration.", show_default=False)]
@@ -75,4 +114,7 @@ WorkersOption = Annotated[
 
 def main() -> None:
     """Entry point of ``csst-dask``."""
-    app()
+    from csst_dask.pipeline.stopping import interruptible
+
+    with interruptible():
+        app()

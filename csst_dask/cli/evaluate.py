@@ -103,7 +103,7 @@ def _headlines(folder: Path) -> list[str]:
 
 def describe(store: str, out: Path) -> None:
     """Write the description of a data set."""
-    from csst_dask.runners.dataset import describe_dataset
+    from csst_dask.cli.dataset import describe_dataset
 
     with console.status("reading the store") as status:
 

@@ -16,7 +16,10 @@ from csst_dask.cli.app import (
     app,
 )
 from csst_dask.cli.stage import Pixels, configure, connected, finish
-from csst_dask.errors import ConfigError
+from csst_dask.outputs import local_path
+
+UpdateOption = Annotated[bool, typer.Option("--update", help="Read chips again whose files have changed.")]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try chips again that failed in too many runs.")]
 
 
 @app.command()
@@ -29,15 +32,18 @@ def demo(
     workers: WorkersOption = None,
 ) -> None:
     """Simulate a strip of sky, and turn its full-size images into a map with a report."""
+    from csst_dask.pipeline.skymap import check_map
     from csst_dask.runners.demo import demo_config, run_demo
-    from csst_dask.runners.map import check_map
-    from csst_dask.store.survey import check_usable
+    from csst_dask.store import SurveyStore
 
     chosen = demo_config(out.resolve(), configure(config, scheduler, scheduler_file, workers))
-    check_usable(str(chosen.store), chosen.ingest, chosen.mask)
     check_map(chosen.map)
-    with connected(chosen) as (client, stages):
-        summaries, _, report = run_demo(client, out.resolve(), chosen, stages, keep)
+    with (
+        SurveyStore.reserve(str(chosen.store), chosen.ingest, chosen.mask) as lease,
+        connected(chosen) as (client, stages),
+        SurveyStore.write(str(chosen.store), chosen.ingest, chosen.mask, lease=lease) as store,
+    ):
+        summaries, _, report = run_demo(client, store, out.resolve(), chosen, stages, keep)
     finish(summaries, store=chosen.store, map=chosen.map.out, picture=chosen.map.png, report=report)
 
 
@@ -51,6 +57,8 @@ def ingest(
     truth: Annotated[
         bool | None, typer.Option("--truth/--no-truth", help="Read truth catalogues.", show_default="truth")
     ] = None,
+    update: UpdateOption = False,
+    retry_failed: RetryOption = False,
     config: ConfigOption = None,
     scheduler: SchedulerOption = None,
     scheduler_file: SchedulerFileOption = None,
@@ -58,22 +66,20 @@ def ingest(
 ) -> None:
     """Bring FITS images into a survey store; chips that are in it already are left alone."""
     from csst_dask.runners.ingest import ingest_survey
-    from csst_dask.store.survey import check_usable
+    from csst_dask.store import SurveyStore
+    from csst_dask.survey import check_inputs
 
-    chosen = configure(
-        config,
-        scheduler,
-        scheduler_file,
-        workers,
-        ingest__pixels=pixels.value if pixels else None,
-        ingest__truth=truth,
-    )
-    missing = [path for path in inputs if not path.exists() and not path.is_symlink()]
-    if missing:
-        raise ConfigError(f"inputs: {', '.join(map(str, missing))} does not exist; check the path")
-    check_usable(store, chosen.ingest, chosen.mask)
-    with connected(chosen) as (client, stages):
-        summary = ingest_survey(client, [path.resolve() for path in inputs], store, chosen, *stages("ingest"))
+    kept = pixels.value if pixels else None
+    chosen = configure(config, scheduler, scheduler_file, workers, ingest__pixels=kept, ingest__truth=truth)
+    paths = check_inputs(inputs)
+    with (
+        SurveyStore.reserve(store, chosen.ingest, chosen.mask) as lease,
+        connected(chosen) as (client, stages),
+        SurveyStore.write(store, chosen.ingest, chosen.mask, lease=lease) as survey,
+    ):
+        summary = ingest_survey(
+            client, survey, paths, chosen, *stages("ingest"), update=update, retry_failed=retry_failed
+        )
     finish({"ingest": summary}, store=store)
 
 
@@ -90,20 +96,26 @@ def predict(
             "--batch", help="Chips per pass, or auto; another size predicts all chips again.", show_default="auto"
         ),
     ] = None,
+    retry_failed: RetryOption = False,
     config: ConfigOption = None,
     scheduler: SchedulerOption = None,
     scheduler_file: SchedulerFileOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Classify every chip of a store, count bright stars and route."""
+    from csst_dask.models.files import identify_pair
     from csst_dask.runners.predict import predict_survey
-    from csst_dask.store.survey import open_group
+    from csst_dask.store import SurveyStore
 
     size = int(batch) if batch is not None and batch.lstrip("-").isdigit() else batch
     chosen = configure(config, scheduler, scheduler_file, workers, inference__weights=weights, inference__batch=size)
-    open_group(store)
-    with connected(chosen) as (client, stages):
-        summary = predict_survey(client, store, chosen, *stages("predict"))
+    identify_pair(chosen.inference.weights)
+    with (
+        SurveyStore.reserve(store) as lease,
+        connected(chosen) as (client, stages),
+        SurveyStore.write(store, lease=lease) as survey,
+    ):
+        summary = predict_survey(client, survey, chosen, *stages("predict"), retry_failed=retry_failed)
     finish({"predict": summary}, predictions=f"{store}/predictions")
 
 
@@ -122,18 +134,20 @@ def map_command(
     workers: WorkersOption = None,
 ) -> None:
     """Turn a store's predictions into a HEALPix density map."""
-    from csst_dask.runners.map import check_map, map_survey
-    from csst_dask.store import predictions
+    from csst_dask.pipeline.skymap import MapPlan, check_map
+    from csst_dask.runners.map import map_survey
+    from csst_dask.store import SurveyStore
 
     chosen = configure(
         config, scheduler, scheduler_file, workers,
         map__out=out, map__nside=nside, map__fits=fits, map__moc=moc, map__png=png,
     )  # fmt: skip
-    check_map(chosen.map, add)
-    found = predictions.read(store).load()
+    older = None if add is None else local_path(add, "--add")
+    check_map(chosen.map, older)
+    survey = SurveyStore.read(store)
+    MapPlan(survey, chosen.map, older)
     with connected(chosen) as (client, stages):
-        progress, expect = stages("map")
-        sky, summary = map_survey(client, found, chosen.map, add, progress, expect, chosen.execution)
+        sky, summary = map_survey(client, survey, chosen, older, *stages("map"))
     cells = f"{sky.sizes['cells']} of nside {chosen.map.nside} in {sky.sizes['band']} bands"
     finish({"map": summary}, map=out, cells=cells, FITS=fits, MOC=moc, picture=png)
 
@@ -141,15 +155,22 @@ def map_command(
 @app.command()
 def run(
     settings: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML with inputs, store and map.out.")],
+    update: UpdateOption = False,
+    retry_failed: RetryOption = False,
     scheduler: SchedulerOption = None,
     scheduler_file: SchedulerFileOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Ingest, predict and map as one configuration says; running it again resumes."""
-    from csst_dask.runners.run import check, run_survey
+    from csst_dask.runners.run import check_run, run_survey
+    from csst_dask.store import SurveyStore
 
     chosen = configure(settings, scheduler, scheduler_file, workers)
-    check(chosen)
-    with connected(chosen) as (client, stages):
-        summaries, _ = run_survey(client, chosen, stages)
+    check_run(chosen)
+    with (
+        SurveyStore.reserve(str(chosen.store), chosen.ingest, chosen.mask) as lease,
+        connected(chosen) as (client, stages),
+        SurveyStore.write(str(chosen.store), chosen.ingest, chosen.mask, lease=lease) as store,
+    ):
+        summaries, _ = run_survey(client, store, chosen, stages, update=update, retry_failed=retry_failed)
     finish(summaries, store=chosen.store, map=chosen.map.out, picture=chosen.map.png)

@@ -20,6 +20,7 @@ from csst_dask.cli.app import (
 )
 from csst_dask.cli.stage import Pixels, configure, connected, finish
 from csst_dask.errors import ConfigError
+from csst_dask.outputs import local_path
 
 
 class Depth(StrEnum):
@@ -124,7 +125,7 @@ def simulate(
     """Simulate exposures with truth: FITS files, or straight into a store."""
     from csst_dask.runners.simulate import check_same_survey, simulate_files, simulate_store
     from csst_dask.simulation.survey import plan_survey
-    from csst_dask.store.survey import check_usable, locate
+    from csst_dask.store import SurveyStore, locate
 
     if sum(place is not None for place in (out, store, check)) != 1:
         raise ConfigError("give --out (FITS files), --store (no FITS) or --check (a report), one of them")
@@ -137,12 +138,18 @@ def simulate(
         simulation__product=product, ingest__pixels=pixels,
     )  # fmt: skip
     plan_survey(chosen.simulation)
-    if store is not None:
-        check_usable(store, chosen.ingest, chosen.mask)
-    check_same_survey(Path(str(out)).resolve() if store is None else locate(store), chosen.simulation)
-    with connected(chosen) as (client, stages):
-        if store is None:
-            summary = simulate_files(client, Path(str(out)).resolve(), chosen, *stages("simulate"))
-        else:
-            summary = simulate_store(client, store, chosen, *stages("simulate"))
+    if store is None:
+        folder = local_path(str(out), "--out").resolve()
+        check_same_survey(folder, chosen.simulation)
+        with connected(chosen) as (client, stages):
+            summary = simulate_files(client, folder, chosen, *stages("simulate"))
+    else:
+        check_same_survey(locate(store), chosen.simulation)
+        keep_mask = chosen.ingest.pixels != "none"
+        with (
+            SurveyStore.reserve(store, chosen.ingest, chosen.mask) as lease,
+            connected(chosen) as (client, stages),
+            SurveyStore.write(store, chosen.ingest, chosen.mask, keep_mask=keep_mask, lease=lease) as survey,
+        ):
+            summary = simulate_store(client, survey, chosen, *stages("simulate"))
     finish({"simulate": summary}, files=out, store=store)

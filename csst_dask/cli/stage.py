@@ -41,9 +41,9 @@ def configure(
 @contextmanager
 def connected(config: Config) -> Iterator[tuple[Any, Any]]:
     """A client and the progress of its stages, which end when a signal or the walltime asks for it."""
-    from csst_dask.cli.progress import Stages
+    from csst_dask.pipeline.progress import Stages
+    from csst_dask.pipeline.stopping import stopping
     from csst_dask.runners.cluster import connect, reporting
-    from csst_dask.runners.stopping import stopping
 
     with stopping(config.execution.walltime_margin):
         client = connect(config.cluster)
@@ -56,7 +56,7 @@ def connected(config: Config) -> Iterator[tuple[Any, Any]]:
 
 def finish(summaries: dict, **outputs: object) -> None:
     """Print the summary and leave with its exit status."""
-    from csst_dask.cli.progress import print_summary
+    from csst_dask.pipeline.progress import print_summary
 
     status = print_summary(summaries, {name.replace("_", " "): value for name, value in outputs.items() if value})
     raise typer.Exit(status)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from csst_dask.config.section import Section
+from csst_dask.config.section import LocalPath, Section
 
 
 class SlurmConfig(Section):
@@ -35,9 +34,9 @@ class SlurmConfig(Section):
     """More options of sbatch, such as ``--qos=long``."""
     prologue: tuple[str, ...] = ()
     """Shell commands before a worker starts, such as ``module load cuda``."""
-    local_directory: Path | None = None
+    local_directory: LocalPath | None = None
     """Scratch folder on the nodes."""
-    log_directory: Path | None = None
+    log_directory: LocalPath | None = None
     """Receives the jobs' output; by default the folder of the command."""
     wait: float = Field(3600.0, gt=0)
     """The first worker is waited for so long, s."""
@@ -78,7 +77,7 @@ class ClusterConfig(Section):
 
     scheduler: str | None = None
     """Address of a running scheduler, ``tcp://host:port``."""
-    scheduler_file: Path | None = None
+    scheduler_file: LocalPath | None = None
     """JSON file that a running scheduler wrote."""
     workers: int | None = Field(None, ge=1)
     """Worker processes of a cluster of our own; by default one per core or GPU."""
@@ -88,8 +87,8 @@ class ClusterConfig(Section):
     """Up to so many workers; by default one per core or GPU."""
     slurm: SlurmConfig | None = None
     """A cluster of our own has its workers in SLURM jobs."""
-    dashboard: str = ":0"
-    """Address of the dashboard of a cluster of our own."""
+    dashboard: str = "127.0.0.1:0"
+    """Address of the dashboard of a cluster of our own; ``:8787`` is open to the network."""
 
     @property
     def elsewhere(self) -> bool:

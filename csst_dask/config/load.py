@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from csst_dask.config.cluster import ClusterConfig
-from csst_dask.config.section import Section, section_in
+from csst_dask.config.section import LocalPath, Section, section_in
 from csst_dask.config.sections import (
     DOWNLOAD,
     ExecutionConfig,
@@ -23,6 +23,7 @@ from csst_dask.config.sections import (
 )
 from csst_dask.config.simulation import SimulationConfig
 from csst_dask.errors import ConfigError
+from csst_dask.outputs import is_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class Config(Section):
     """A whole run, as one YAML file."""
 
-    inputs: tuple[Path, ...] = ()
+    inputs: tuple[LocalPath, ...] = ()
     """FITS files, or folders that are searched recursively."""
     store: str | None = None
     """Survey store: a folder or a URL."""
@@ -158,7 +159,7 @@ def load_config(path: str | Path | None) -> Config:
 
 
 def _anchor_store(store: str, folder: Path) -> str:
-    return store if "://" in store else str(folder / Path(store).expanduser())
+    return store if is_url(store) else str(folder / Path(store).expanduser())
 
 
 def _anchor_paths(config: Config, folder: Path) -> Config:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from csst_dask.config.section import Section
+from csst_dask.config.section import LocalPath, Section
 from csst_dask.schema import BANDS, FRAME_SHAPE, MASK_MEANINGS, Mask
 
 DEFAULT_FLAG_BITS = {
@@ -27,23 +26,27 @@ class ExecutionConfig(Section):
 
     retries: int = Field(2, ge=0)
     """A task that raises something unforeseen is tried so many times more."""
-    patience: float = Field(600.0, gt=0)
+    storage_timeout: float = Field(600.0, gt=0)
     """Storage that fails, or a cluster without workers, is waited for so long, s."""
     time_limit: float | None = Field(900.0, gt=0)
     """A chip that takes longer is stopped and tried again on its own, s; null for no limit."""
-    losses: int = Field(2, ge=1)
+    worker_losses: int = Field(2, ge=1)
     """A task that has lost so many workers is tried on its own, in a process that can end no other task."""
-    deaths: int = Field(3, ge=1)
-    """A chip that has ended so many processes of its own is rejected."""
-    failures_in_row: int = Field(50, ge=1)
+    process_deaths: int = Field(3, ge=1)
+    """A chip that has ended so many processes of its own has failed in this run."""
+    consecutive_failures: int = Field(50, ge=1)
     """So many tasks that fail one after the other, with none that succeeds, end the run: the fault is not theirs."""
+    attempts: int = Field(3, ge=1)
+    """A chip that failed in so many runs, by the machine's fault, is given up until ``--retry-failed``."""
+    block: int = Field(4, ge=1)
+    """Chips that a task reads one after the other; fewer where there are few."""
     in_flight: int = Field(3, ge=1)
     """Tasks for each thread of the cluster that are submitted and not done."""
     grace: float = Field(30.0, ge=0)
     """Time that running tasks get when the run is asked to stop, s."""
     walltime_margin: float = Field(90.0, ge=0)
     """A run in a batch job stops so long before the walltime, s."""
-    report: Path | None = None
+    report: LocalPath | None = None
     """HTML file for Dask's performance report."""
 
 
@@ -108,15 +111,15 @@ class IngestConfig(Section):
 
 
 class InferenceConfig(Section):
-    """Reduced maps to predictions."""
+    """Block statistics to predictions."""
 
-    weights: Path | None = None
+    weights: LocalPath | None = None
     """Folder with ``classifier.safetensors`` and ``regressor.safetensors``; by default the shipped ones."""
     batch: int | Literal["auto"] = "auto"
     """Chips per forward pass; every batch is padded to this size. ``auto`` is what the store's predictions were made
     with, else 8 on a processor, and as many as fit into the free memory of a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where pixels are reduced and networks run: auto is the worker's GPU where it has one."""
+    """Where pixels are measured and networks run: auto is the worker's GPU where it has one."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Precision of convolutions on a GPU; auto is bf16 on one that has it. Only ``off`` gives a processor's numbers."""
     compile: bool = False
@@ -151,13 +154,13 @@ class MapConfig(Section):
 
     nside: int = 1024
     """HEALPix resolution, a power of two from 1 to 65536."""
-    out: Path | None = None
+    out: LocalPath | None = None
     """Zarr map."""
-    png: Path | None = None
+    png: LocalPath | None = None
     """Picture of it."""
-    fits: Path | None = None
+    fits: LocalPath | None = None
     """HEALPix FITS file of it, a table for each band."""
-    moc: Path | None = None
+    moc: LocalPath | None = None
     """FITS file with the MOC of what was seen."""
 
     @field_validator("nside")
@@ -202,7 +205,7 @@ class TrainingConfig(Section):
     """Of the absolute error there."""
     relative_weight: float = Field(0.1, ge=0)
     """Of the squared relative error there."""
-    pretrained: Literal["download"] | Path | None = None
+    pretrained: Literal["download"] | LocalPath | None = None
     """ImageNet weights of the regressor's backbone: a file of torchvision, or ``download`` for the one that torch's
     cache holds or fetches; without it the paper's stages make one."""
     stage_epochs: tuple[PositiveInt, PositiveInt, PositiveInt] = (30, 40, 70)
@@ -223,7 +226,7 @@ class TrainingConfig(Section):
     """How often a gang of ranks that broke is started again."""
     checkpoint_minutes: float = Field(10.0, gt=0)
     """Time between checkpoints within an epoch."""
-    patience: int = Field(15, ge=1)
+    early_stopping_epochs: int = Field(15, ge=1)
     """Epochs without a better validation loss before training stops."""
     seed: int = Field(0, ge=0)
     """Of the division into sets, the first weights, the order of the chips and all noise."""

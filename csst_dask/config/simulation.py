@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
-from csst_dask.config.section import Section
+from csst_dask.config.section import LocalPath, Section
 
 
 class SimulationConfig(Section):
@@ -20,7 +19,7 @@ class SimulationConfig(Section):
     ``mixed`` seeks pointings all over the sky whose star counts fill the six density classes evenly."""
     mix: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Regions and their shares of the exposures, instead of one region."""
-    avoid: tuple[Path, ...] = ()
+    avoid: tuple[LocalPath, ...] = ()
     """Configurations of other simulated surveys; pointings keep more than ``separation`` from theirs."""
     separation: float = Field(1.5, ge=0)
     """deg"""
@@ -59,7 +58,7 @@ class SimulationConfig(Section):
     """Share of the light in diffraction spikes; the telescope's mirror has no supports, so none by default."""
     distortion: bool = False
     """Optical distortion; level-1 files describe it by a TPV projection."""
-    psf: Path | None = None
+    psf: LocalPath | None = None
     """Folder of measured point spread functions, instead of the model."""
     product: Literal["level1", "level0", "readout"] = "level1"
     """Files to write: calibrated triplets, raw counts on the assembled frame, or raw 16-strip read-out frames."""

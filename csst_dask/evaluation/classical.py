@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.bands import BAND_TABLE
+from csst_dask.instrument.focal_plane import BAND_TABLE
 from csst_dask.schema import BRIGHT_LIMIT, Mask
 
 SIGNAL_TO_NOISE = (5, 10, 20, 50, 200)

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from csst_dask.schema import CHANNELS, REDUCED_SHAPE
+from csst_dask.memory import peak_memory
+from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS
 
 REPEATS, SECONDS = 20, 5.0
 """A time is the median of at most so many calls, and of fewer once they took so long, s."""
@@ -62,7 +63,7 @@ def try_cost(measure: Callable[..., Cost], method: str, *request: Any) -> tuple[
 
 
 def measure_network(method: str, path: Path, batch: int, device: str = "cpu", threads: int = 1) -> Cost:
-    """Measure a network from reduced maps, as a store keeps them, to answers.
+    """Measure a network from block statistics, as a store keeps them, to answers.
 
     Parameters
     ----------
@@ -128,16 +129,15 @@ def _measure(method: str, threads: int, **request: Any) -> Cost:
 def _network(path: str, batch: int, device: str, threads: int) -> dict[str, Any]:
     import torch
 
-    from csst_dask.models.decode import ask
+    from csst_dask.models.density import ask
     from csst_dask.models.weights import load_weights
-    from csst_dask.preprocess.context import make_context
-    from csst_dask.preprocess.inputs import SCALARS, make_inputs
+    from csst_dask.preprocess.inputs import SCALARS, make_context, make_inputs
 
     torch.set_num_threads(threads)
     model = load_weights(path)
     module, on_gpu = model.module.to(device), device.startswith("cuda")
-    reduced = np.random.default_rng(0).gamma(1.0, size=(batch, len(CHANNELS), *REDUCED_SHAPE)).astype(np.float32)
-    chips = model.inputs, reduced, dict.fromkeys(SCALARS, np.ones(batch)), ["g"] * batch
+    block_stats = np.random.default_rng(0).gamma(1.0, size=(batch, len(BLOCK_STATS), *BLOCK_SHAPE)).astype(np.float32)
+    chips = model.inputs, block_stats, dict.fromkeys(SCALARS, np.ones(batch)), ["g"] * batch
 
     def answer() -> None:
         maps, context = (torch.from_numpy(make(*chips)).to(device) for make in (make_inputs, make_context))
@@ -169,7 +169,7 @@ def _extraction(path: str, row: int, exptime: float, band: str, threads: int) ->
     count_chip(path, row, exptime, band)
     milliseconds = 1e3 * (time.perf_counter() - started)
     part = {"part": "source extraction", "model": "SEP, ridge regression", "parameters": 0, "batch": 1}
-    return part | {"ms_per_image": milliseconds, "memory_mb": peak_memory(), "device": "cpu"}
+    return part | {"ms_per_image": milliseconds, "memory_mb": peak_memory() / 1e6, "device": "cpu"}
 
 
 def _time(call: Callable[[], Any], chips: int) -> dict[str, Any]:
@@ -179,23 +179,7 @@ def _time(call: Callable[[], Any], chips: int) -> dict[str, Any]:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return {"ms_per_image": 1e3 * float(np.median(times)) / chips, "memory_mb": peak_memory(), "device": "cpu"}
-
-
-def peak_memory() -> float:
-    """Highest resident memory of this process since it started, MB.
-
-    What the kernel reports for a child includes the memory of the parent that started it; its own status does not.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return {"ms_per_image": 1e3 * float(np.median(times)) / chips, "memory_mb": peak_memory() / 1e6, "device": "cpu"}
 
 
 _KINDS: dict[str, Callable[..., dict[str, Any]]] = {"network": _network, "trees": _trees, "extraction": _extraction}

@@ -59,7 +59,7 @@ def plot_classes(chips: Chips, maps: Mapping[int, tuple[int, NDArray[np.float32]
     ----------
     chips : Chips
     maps : mapping of int to (int, (iy, ix) float32 array)
-        Density class to the chip's place in ``chips`` and its reduced map.
+        Density class to the chip's place in ``chips`` and its map of block means.
     path : Path
         PNG.
     """

@@ -34,7 +34,7 @@ BIN = 0.1
 """Width of the bins of star counts, dex."""
 
 Maps = Mapping[int, NDArray] | NDArray
-"""Reduced maps (iy, ix) by place in `Judged`; an array has the chips first."""
+"""Block statistics (iy, ix) by place in `Judged`; an array has the chips first."""
 
 
 def tidy(axis: Axes, title: str = "") -> None:
@@ -248,7 +248,7 @@ def plot_near_edge(judged: Judged, maps: Maps, path: Path) -> None:
     ----------
     judged : Judged
     maps : mapping of int to (iy, ix) array, or (n, iy, ix) array
-        Reduced maps; a mapping holds at least those of `near_edge`.
+        Block statistics; a mapping holds at least those of `near_edge`.
     path : Path
         PNG.
     """

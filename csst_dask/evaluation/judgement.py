@@ -70,7 +70,7 @@ def write_judgement(
     notes : sequence of str
         What a reader has to know about the data and the methods.
     maps : mapping of int to (iy, ix) array, or (n, iy, ix) array, optional
-        Reduced maps of the principal method's chips; a mapping holds at least those of `figures.near_edge`.
+        Block statistics of the principal method's chips; a mapping holds at least those of `figures.near_edge`.
     logs : mapping of str to Path, optional
         Name of a network to its ``log.csv``.
     costs : sequence of Cost, optional
@@ -136,8 +136,8 @@ ARCHITECTURES = (
     "costs. Published ones are those of another machine, and its times include reading"
 )
 COSTS = (
-    "Every part in a process of its own on: {}. Networks: from the reduced maps of a batch to answers, the statistics "
-    "that they ask for included; trees: from statistics that are there already; source extraction: from the pixels of "
+    "Every part in a process of its own on: {}. Networks: from the block statistics of a batch to answers, what "
+    "they ask for included; trees: from statistics that are there already; source extraction: from the pixels of "
     "one chip, once. Time is the median of warm calls of the others, memory the highest resident memory of the process "
     "(of the allocator on a GPU), the program itself included"
 )

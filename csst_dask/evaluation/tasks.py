@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from csst_dask.evaluation.classical import count_sources
-from csst_dask.preprocess.statistics import map_statistics
-from csst_dask.store.survey import array_of
+from csst_dask.preprocess.inputs import map_statistics
+from csst_dask.store import SurveyStore
 
 
 def statistics_block(path: str, rows: Sequence[int], scalars: dict[str, list[float]]) -> dict[str, NDArray]:
@@ -30,8 +29,8 @@ def statistics_block(path: str, rows: Sequence[int], scalars: dict[str, list[flo
     dict of str to array
         ``statistics`` (n, k) float32; ``seconds`` (n,) of wall time a chip, s.
     """
-    reduced, started = array_of(zarr.open_group(path, mode="r"), "reduced"), time.perf_counter()
-    maps = np.stack([reduced[row] for row in rows])
+    store, started = SurveyStore.read(path), time.perf_counter()
+    maps = store.read_chips("block_stats", rows)
     found = map_statistics(maps, {name: np.asarray(values) for name, values in scalars.items()})
     return {"statistics": found, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows))}
 
@@ -53,6 +52,7 @@ def count_chip(path: str, row: int, exptime: float, band: str) -> dict[str, NDAr
     dict of str to array
         ``counts`` (1,) of dict, as `classical.count_sources` gives them; ``seconds`` (1,) of CPU time, s.
     """
-    group, started = zarr.open_group(path, mode="r"), time.process_time()
-    counts = count_sources(array_of(group, "image")[row], array_of(group, "mask")[row], exptime, band)
+    store, started = SurveyStore.read(path), time.process_time()
+    image, mask = (store.read_chips(name, [row])[0] for name in ("image", "mask"))
+    counts = count_sources(image, mask, exptime, band)
     return {"counts": np.array([counts], object), "seconds": np.array([time.process_time() - started])}

@@ -57,7 +57,7 @@ def fit_trees(
     Parameters
     ----------
     statistics : (n, k) float32 array
-        Such as `preprocess.statistics.map_statistics` gives; finite.
+        Such as `preprocess.inputs.map_statistics` gives; finite.
     band : (n,) sequence of str
         Of `schema.BANDS`.
     n_star, n_bright : (n,) array_like of int

@@ -12,15 +12,15 @@ from scipy.spatial import cKDTree
 
 from csst_dask.errors import ConfigError
 from csst_dask.evaluation.judged import FLOATS, Judged
-from csst_dask.instrument.sphere import unit_vectors
-from csst_dask.store.survey import locate, open_group, open_scalars
+from csst_dask.instrument.focal_plane import unit_vectors
+from csst_dask.store import SurveyStore
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
     """Some chips of a store that are done and have truth."""
 
-    path: str
+    store: SurveyStore
     scalars: xr.Dataset
     """Per-chip variables of the whole store."""
     rows: NDArray[np.int64]
@@ -44,29 +44,33 @@ class Truth:
         ConfigError
             If there is none.
         """
-        path = locate(store)
-        scalars = open_scalars(path)
+        opened = SurveyStore.read(store)
+        scalars = opened.scalars()
         good = (scalars["status"].values == "done") & (scalars["n_star"].values >= 0)
         if not good.any():
             raise ConfigError(f"{store} has no chip that is done and has truth; give one that was made with truth")
-        return cls(path, scalars, np.flatnonzero(good))
+        return cls(opened, scalars, np.flatnonzero(good))
+
+    @property
+    def path(self) -> str:
+        """Where the store is."""
+        return self.store.location
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def column(self, name: str) -> NDArray:
-        """One variable of these chips; text as str."""
-        values = self.scalars[name].values[self.rows]
-        return np.array(values.tolist(), str) if values.dtype.kind in "OTU" else values
+        """One variable of these chips."""
+        return self.scalars[name].values[self.rows]
 
     def take(self, places: ArrayLike) -> Truth:
         """Some of these chips, by place or as a bool array."""
-        return Truth(self.path, self.scalars, self.rows[np.asarray(places)])
+        return Truth(self.store, self.scalars, self.rows[np.asarray(places)])
 
     @property
     def keeps_pixels(self) -> bool:
         """Whether the store holds the frames that the maps were made from."""
-        return "image" in open_group(self.path)
+        return "image" in self.store.arrays
 
     def near(self, ra: ArrayLike, dec: ArrayLike, separation: float) -> NDArray[np.bool_]:
         """Chips within some angle of any of some positions.

@@ -1,20 +1,19 @@
-"""From reduced maps to predictions and routes."""
+"""From block statistics to predictions and routes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csst_dask.inference.batching import Predictor
+    from csst_dask.inference.predictor import Predictor, TwoStage, load_two_stage, predict_batch
     from csst_dask.inference.routing import route
-    from csst_dask.inference.two_stage import TwoStage, load_two_stage, predict_batch
 
 __all__ = ["Predictor", "TwoStage", "load_two_stage", "predict_batch", "route"]
 
 _PLACES = {
-    "Predictor": "batching",
-    "TwoStage": "two_stage",
-    "load_two_stage": "two_stage",
-    "predict_batch": "two_stage",
+    "Predictor": "predictor",
+    "TwoStage": "predictor",
+    "load_two_stage": "predictor",
+    "predict_batch": "predictor",
     "route": "routing",
 }
 

@@ -6,6 +6,7 @@ Torch is imported when it is needed: it takes seconds, and a worker without a GP
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +22,9 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where a GPU can be; asking torch takes seconds."""
 
 
+@cache
 def choose_device(wanted: Device = "auto") -> str:
-    """The device of this process.
+    """The device of this process, for as long as it lives.
 
     Parameters
     ----------

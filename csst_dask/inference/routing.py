@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.config import RoutingConfig
-from csst_dask.schema import ROUTE_FLAGS, ROUTES
+from csst_dask.schema import CROWDED, REVIEW_REASONS, ROUTE_CODES, ROUTE_FLAGS, ROUTES
 
 
 def gate(crowded_probability: ArrayLike, config: RoutingConfig) -> NDArray[np.str_]:
@@ -37,7 +39,7 @@ def route(
     bright_count: ArrayLike,
     confidence: ArrayLike,
     valid: ArrayLike,
-    unlike: ArrayLike,
+    out_of_distribution: ArrayLike,
     config: RoutingConfig,
 ) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
     """Route every chip.
@@ -52,7 +54,7 @@ def route(
         Largest class probability. NaN on a valid chip asks for review.
     valid : (n,) array_like of bool
         False: the chip has no usable prediction.
-    unlike : (n,) array_like of bool
+    out_of_distribution : (n,) array_like of bool
         True: unlike the training data, so that its probabilities say nothing.
     config : RoutingConfig
         Thresholds, where a value equal to one is good enough, and costs.
@@ -66,16 +68,49 @@ def route(
         All that apply, as bits of `schema.ROUTE_FLAGS`; the bit of ``standard`` stands alone.
     """
     bright_count, confidence = np.asarray(bright_count), np.asarray(confidence)
-    valid, unlike = np.asarray(valid, bool), np.asarray(unlike, bool)
+    valid, out_of_distribution = np.asarray(valid, bool), np.asarray(out_of_distribution, bool)
     gates = gate(crowded_probability, config)
     doubtful = (confidence < config.min_confidence) | (valid & np.isnan(confidence))
     applies = {
         "invalid": ~valid,
         "crowded": gates == "crowded",
-        "review": unlike | doubtful | (gates == "review"),
+        "review": out_of_distribution | doubtful | (gates == "review"),
         "sparse": bright_count < config.min_bright,
     }
     applies["standard"] = ~np.any(list(applies.values()), axis=0)
     flags = sum(ROUTE_FLAGS[name] * applies[name].astype(np.uint8) for name in ROUTES)
     names = np.asarray(ROUTES)[np.argmax([applies[name] for name in ROUTES], axis=0)]
-    return np.where(valid & unlike, "review", names), np.asarray(flags, np.uint8)
+    return np.where(valid & out_of_distribution, "review", names), np.asarray(flags, np.uint8)
+
+
+def route_chips(found: Mapping[str, NDArray], config: RoutingConfig) -> dict[str, NDArray]:
+    """Route predicted chips, and say why some need a review.
+
+    Parameters
+    ----------
+    found : mapping of str to array
+        At least ``class_probability``, ``bright_count``, ``confidence`` and ``out_of_distribution`` of each chip.
+    config : RoutingConfig
+
+    Returns
+    -------
+    dict of arrays
+        ``route`` (n,) uint8, places in `schema.ROUTE_CODES`; ``route_flags`` and ``review_reason`` (n,) uint8 bits;
+        ``confidence`` (n,) float32, NaN out of distribution, where probabilities say nothing.
+    """
+    ood, confidence = np.asarray(found["out_of_distribution"], bool), np.asarray(found["confidence"])
+    crowded = found["class_probability"][:, CROWDED]
+    names, flags = route(crowded, found["bright_count"], confidence, np.ones(ood.size, bool), ood, config)
+    reasons = {
+        "out_of_distribution": ood,
+        "low_confidence": ~ood & (confidence < config.min_confidence),
+        "gate": ~ood & (gate(crowded, config) == "review"),
+    }
+    why = sum(REVIEW_REASONS[name] * holds.astype(np.uint8) for name, holds in reasons.items())
+    codes = {name: code for code, name in enumerate(ROUTE_CODES)}
+    return {
+        "route": np.array([codes[str(name)] for name in names], np.uint8),
+        "route_flags": flags,
+        "review_reason": np.asarray(why, np.uint8),
+        "confidence": np.where(ood, np.float32(np.nan), confidence).astype(np.float32),
+    }

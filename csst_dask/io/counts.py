@@ -1,4 +1,4 @@
-"""Raw counts as electrons per second: what tells them from calibrated pixels, and bias, gain and exposure time."""
+"""Raw counts as electrons per second, by bias, gain and exposure time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from csst_dask.errors import ChipRejected
 from csst_dask.instrument.flags import FLAG_SATURATED
 from csst_dask.io.headers import read_number
 from csst_dask.io.pixels import PixelSource
-from csst_dask.io.readout import CHANNELS, HALF, AssembledRows, by_column, readout_shape, strip_bias
-from csst_dask.schema import FRAME_SHAPE
+from csst_dask.io.readout import CHANNELS, HALF, AssembledRows, by_column, strip_bias
 
 ADC_LIMIT = 65535
 """Largest count, ADU; it marks a saturated pixel."""
-
-COUNT_UNITS = ("ADU", "DN", "COUNT", "COUNTS")
-"""BUNIT, in capitals, of raw counts."""
 
 
 class Counts:
@@ -90,50 +86,6 @@ class _RawFlags(PixelSource):
             self._flags.close()
 
 
-def raw_kind(
-    source: PixelSource, level: int | None, frame: tuple[int, int] = FRAME_SHAPE
-) -> Literal["", "plain", "readout"]:
-    """Whether an image holds raw counts.
-
-    A frame of `readout_shape` is a read-out. A frame of the detector's own shape is raw where its name says level 0, or
-    where the name gives no level and it holds whole numbers with BUNIT = ADU. Everything else is taken as calibrated.
-
-    Parameters
-    ----------
-    source : PixelSource
-    level : int or None
-        Level of the data reduction that the file name gives.
-    frame : (int, int)
-        Shape (ny, nx) of an assembled frame.
-
-    Returns
-    -------
-    {"", "plain", "readout"}
-        Nothing where it is calibrated, or where `frame` does not fit.
-
-    Raises
-    ------
-    ChipRejected
-        If name, unit and type of the numbers contradict each other, or do not tell counts from calibrated pixels.
-    """
-    unit = str(source.header.get("BUNIT", "")).strip().upper()
-    whole = source.dtype.kind in "ui"
-    is_readout = not (frame[0] % 2 or frame[1] % HALF) and source.shape == readout_shape(frame)
-    if not is_readout and source.shape != frame:
-        return ""
-    found = f"{source.path} holds {source.dtype.name} in {unit or 'no unit'}"
-    if is_readout or level == 0 or (whole and unit in COUNT_UNITS):
-        if level not in (None, 0):
-            raise ChipRejected(f"{found}, but its name says level {level}; write the reduced image, or name it L0")
-        if source.dtype != np.dtype("u2").newbyteorder(source.dtype.byteorder) or (unit and unit not in COUNT_UNITS):
-            what = "a read-out frame" if is_readout else "level 0"
-            raise ChipRejected(f"{found}, expected uint16 in ADU for {what}; correct BUNIT or the name")
-        return "readout" if is_readout else "plain"
-    if whole and not unit and level is None and frame == FRAME_SHAPE:
-        raise ChipRejected(f"{found}, so that raw counts cannot be told from calibrated pixels; add BUNIT")
-    return ""
-
-
 def open_counts(
     source: PixelSource, kind: Literal["plain", "readout"], primary: fits.Header, exptime: float
 ) -> tuple[Counts, _RawImage, list[str]]:
@@ -147,7 +99,7 @@ def open_counts(
     ----------
     source : PixelSource
     kind : {"plain", "readout"}
-        As `raw_kind` gives it.
+        A frame of the detector's own shape, or its 16 strips (`csst_dask.io.readout`).
     primary : astropy.io.fits.Header
     exptime : float
         s

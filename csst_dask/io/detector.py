@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from astropy.wcs import WCS
@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from csst_dask.errors import ChipRejected
 from csst_dask.instrument import detector_spec, frame_center, frame_corners
 from csst_dask.io import headers
-from csst_dask.io.astrometry import clean_wcs
-from csst_dask.io.counts import flag_counts, open_counts, raw_kind
-from csst_dask.io.filenames import parse_name
+from csst_dask.io.counts import flag_counts, open_counts
 from csst_dask.io.pixels import PixelSource, open_pixels
+from csst_dask.io.readout import HALF, readout_shape
 from csst_dask.schema import FRAME_SHAPE, ChipFiles, ChipInfo, ChipKey
 
 EXTENSIONS = {"flag": ("FLG", "DQ"), "weight": ("WHT",)}
 """EXTNAME of flags and weights that stand in the image file itself."""
+
+COUNT_UNITS = ("ADU", "DN", "COUNT", "COUNTS")
+"""BUNIT, in capitals, of raw counts."""
 
 
 @dataclass
@@ -82,13 +84,14 @@ class Detector:
 def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Detector:
     """Open the files of one chip and read its headers.
 
-    Raw frames of level 0, assembled or as 16 read-out strips, are served as e-/s with saturated pixels flagged;
-    `csst_dask.io.counts.raw_kind` says how they are told from calibrated images.
+    Raw frames, assembled or as 16 read-out strips, are served as e-/s with saturated pixels flagged. A frame of
+    `csst_dask.io.readout.readout_shape` is a read-out. A frame of the detector's own shape is raw at level 0, or where
+    the level is unknown and it holds whole numbers with a BUNIT of counts. Everything else is taken as calibrated.
 
     Parameters
     ----------
     files : ChipFiles
-        The image, and what belongs to it.
+        The image, and what belongs to it; file names are not looked at.
     frame : (int, int)
         Shape (ny, nx) that the frame must have, pixel.
 
@@ -111,8 +114,7 @@ def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Det
         raise ChipRejected(f"detector {spec.id} is not an imaging detector (grating {spec.band}); leave its files out")
     with ExitStack() as stack:
         image = stack.enter_context(open_pixels(files.image))
-        name = parse_name(files.image)
-        kind = raw_kind(image, name.level if name else None, frame)
+        kind = _raw_kind(image, files.level, frame)
         if kind != "readout":
             _check_shape(image, frame, "image")
         flag = _companion(stack, files.flag, image, frame, "flag")
@@ -129,6 +131,30 @@ def read_detector(files: ChipFiles, frame: tuple[int, int] = FRAME_SHAPE) -> Det
         detector = _describe(files, image, flag, weight, notes)
         stack.pop_all()
     return detector
+
+
+def _raw_kind(image: PixelSource, level: int | None, frame: tuple[int, int]) -> Literal["", "plain", "readout"]:
+    """Whether an image holds raw counts, and in which shape; empty where it is calibrated or `frame` does not fit.
+
+    Refuses it if level, unit and type of the numbers contradict each other, or do not tell counts from calibrated
+    pixels.
+    """
+    unit = str(image.header.get("BUNIT", "")).strip().upper()
+    whole = image.dtype.kind in "ui"
+    is_readout = image.shape != frame
+    if is_readout and (frame[0] % 2 or frame[1] % HALF or image.shape != readout_shape(frame)):
+        return ""
+    found = f"{image.path} holds {image.dtype.name} in {unit or 'no unit'}"
+    if is_readout or level == 0 or (whole and unit in COUNT_UNITS):
+        if level not in (None, 0):
+            raise ChipRejected(f"{found}, but its name says level {level}; write the reduced image, or name it L0")
+        if image.dtype != np.dtype("u2").newbyteorder(image.dtype.byteorder) or (unit and unit not in COUNT_UNITS):
+            what = "a read-out frame" if is_readout else "level 0"
+            raise ChipRejected(f"{found}, expected uint16 in ADU for {what}; correct BUNIT or the name")
+        return "readout" if is_readout else "plain"
+    if whole and not unit and level is None and frame == FRAME_SHAPE:
+        raise ChipRejected(f"{found}, so that raw counts cannot be told from calibrated pixels; add BUNIT")
+    return ""
 
 
 def _companion(
@@ -157,9 +183,8 @@ def _describe(
     files: ChipFiles, image: PixelSource, flag: PixelSource | None, weight: PixelSource | None, odd: list[str]
 ) -> Detector:
     header, primary, key = image.header, image.primary, files.key
-    name = parse_name(files.image)
-    wcs = clean_wcs(header, image.shape, primary=primary, detector=key.detector)
-    band, note = headers.read_band(header, primary, key.detector, name.filter if name else "")
+    wcs = headers.clean_wcs(header, image.shape, primary=primary, detector=key.detector)
+    band, note = headers.read_band(header, primary, key.detector)
     ra, dec = frame_center(wcs, image.shape)
     corner_ra, corner_dec = frame_corners(wcs, image.shape)
     exptime = headers.read_exptime(header, primary)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from astropy.io import fits
 
@@ -19,20 +18,16 @@ _SUFFIX_KINDS: dict[str, Kind] = {"img": "image", "wht": "weight", "flg": "flag"
 _Left = list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
 class _Found:
     """A file that belongs to a chip."""
 
-    path: str
-    name: FileName
+    __slots__ = ("exposure", "folder", "key", "name", "path")
 
-    @property
-    def key(self) -> ChipKey:
-        return ChipKey(self.name.obs_id, self.name.detector, self.name.version)
-
-    @property
-    def exposure(self) -> tuple[str, int]:
-        return self.name.obs_id, self.name.detector
+    def __init__(self, path: str, name: FileName):
+        self.path, self.name = path, name
+        self.folder = os.path.dirname(path)
+        self.key = ChipKey(name.obs_id, name.detector, name.version)
+        self.exposure = name.obs_id, name.detector
 
 
 def discover(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[ChipFiles], list[tuple[str, str]]]:
@@ -67,10 +62,18 @@ def discover(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[ChipFiles], 
     flags, weights = (_by_key(kinds[kind], images, left) for kind in ("flag", "weight"))
     truths = _by_exposure(kinds["truth"], images, left)
     chips = [
-        ChipFiles(key, image.path, weights.get(key), flags.get(key), truths.get(image.exposure))
+        _chip(key, image, weights.get(key), flags.get(key), truths.get(image.exposure))
         for key, image in sorted(images.items())
     ]
     return chips, sorted(left)
+
+
+def _chip(key: ChipKey, image: _Found, weight: str | None, flag: str | None, truth: _Found | None) -> ChipFiles:
+    """The files of a chip, and what their names say beyond the key, so that names are read once."""
+    if truth is None:
+        return ChipFiles(key, image.path, weight, flag, level=image.name.level)
+    name = truth.name
+    return ChipFiles(key, image.path, weight, flag, truth.path, image.name.level, name.filter, name.excerpt)
 
 
 def _files(paths: Iterable[str | os.PathLike[str]], left: _Left) -> dict[str, bool]:
@@ -202,7 +205,7 @@ def _by_key(files: list[_Found], images: dict[ChipKey, _Found], left: _Left) -> 
     return chosen
 
 
-def _by_exposure(truths: list[_Found], images: dict[ChipKey, _Found], left: _Left) -> dict[tuple[str, int], str]:
+def _by_exposure(truths: list[_Found], images: dict[ChipKey, _Found], left: _Left) -> dict[tuple[str, int], _Found]:
     """Truth catalogues by exposure and detector: whole before excerpt, beside the image before elsewhere."""
     numbers: dict[tuple[str, int], _Found] = {}
     for image in images.values():
@@ -218,7 +221,7 @@ def _by_exposure(truths: list[_Found], images: dict[ChipKey, _Found], left: _Lef
     chosen = {}
     for exposure, group in candidates.items():
         group.sort(key=lambda found: (found.name.excerpt, _far(found, numbers[exposure]), found.path))
-        chosen[exposure] = group[0].path
+        chosen[exposure] = group[0]
         left.extend((found.path, f"duplicate of {group[0].path}") for found in group[1:])
     return chosen
 
@@ -229,4 +232,4 @@ def _exposure_of(found: _Found, numbers: dict[tuple[str, int], _Found]) -> tuple
 
 
 def _far(found: _Found, image: _Found | None) -> bool:
-    return image is None or os.path.dirname(found.path) != os.path.dirname(image.path)
+    return image is None or found.folder != image.folder

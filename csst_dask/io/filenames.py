@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from csst_dask.errors import ChipRejected, ConfigError
 from csst_dask.instrument import normalise_band
@@ -42,8 +41,7 @@ _KINDS: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True)
-class FileName:
+class FileName(NamedTuple):
     """What a file name tells."""
 
     obs_id: str

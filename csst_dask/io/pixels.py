@@ -1,4 +1,4 @@
-"""Rows of pixels from a FITS file, without holding the frame where that can be helped.
+"""Rows of pixels from a FITS file: which HDU holds the frame, and its rows without holding the frame where possible.
 
 A plain file is read straight into a reused buffer; everything else (scaled, blanked, gzipped or
 tile-compressed data) is decoded once by astropy and served from memory.
@@ -6,9 +6,14 @@ tile-compressed data) is decoded once by astropy and served from memory.
 
 from __future__ import annotations
 
+import errno
 import os
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
+from threading import RLock
 from typing import Self
 
 import numpy as np
@@ -16,10 +21,60 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from csst_dask.errors import ChipRejected
-from csst_dask.io.hdus import ImageHdu, first_image, packed_whole, refusing
 
+_PACKED = (b"\x1f\x8b", b"BZh")  # gzip, bzip2
+_WARNINGS = RLock()
 _TOP_BIT = np.array([0x8000], dtype=">u2").view(np.uint16)
 """Of big-endian integers read as native ones."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings in, one thread at a time: the filters belong to the whole process."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Turn what damaged FITS files raise into `ChipRejected`, and keep astropy's warnings in.
+
+    Errors of the file system, such as EIO, pass, and so does a file that is not there or may not be read: a
+    file system that is mounted again mends them.
+    """
+    try:
+        with quiet():
+            yield
+    except IsADirectoryError as error:
+        raise ChipRejected(f"{path} cannot be read: {error.strerror}; check the path") from None
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: damaged sizes sent a seek before the start
+            raise
+        raise ChipRejected(f"{path} is not a readable FITS file: {error}; copy or write it again") from None
+    except (ChipRejected, MemoryError):
+        raise
+    except Exception as error:  # the decoders raise many types, some of them without a common base
+        text = str(error) or type(error).__name__
+        raise ChipRejected(f"{path} is a damaged FITS file: {text}; copy or write it again") from None
+
+
+class _ImageHdu:
+    """What the headers tell about the first 2-D image of a file."""
+
+    def __init__(self, path: str, hdus: fits.HDUList, index: int, packed: bool) -> None:
+        hdu = hdus[index]
+        self.index = index
+        self.header = hdu.header.copy()
+        self.primary = self.header if index == 0 else hdus[0].header.copy()
+        self.shape: tuple[int, int] = (int(hdu.header["NAXIS2"]), int(hdu.header["NAXIS1"]))
+        self.bitpix = int(hdu.header["BITPIX"])
+        self.compressed = isinstance(hdu, fits.CompImageHDU)
+        self.offset = int(hdu.fileinfo()["datLoc"]) if not (packed or self.compressed) else -1
+        self.others: tuple[str, ...] = ()
+        if self.offset >= 0 and os.stat(path).st_size > self.offset + hdu.fileinfo()["datSpan"]:
+            later = _each_hdu(path, hdus, index + 1)
+            self.others = tuple(_extname(hdu) for _, hdu in later if _is_frame(hdu))
 
 
 class PixelSource(ABC):
@@ -28,7 +83,7 @@ class PixelSource(ABC):
     Use `open_pixels` to get one.
     """
 
-    def __init__(self, path: str, hdu: ImageHdu | PixelSource, dtype: np.dtype) -> None:
+    def __init__(self, path: str, hdu: _ImageHdu | PixelSource, dtype: np.dtype) -> None:
         self.path = path
         self.header: fits.Header = hdu.header
         """Header of the image HDU."""
@@ -91,7 +146,7 @@ class PixelSource(ABC):
 class _PlainPixels(PixelSource):
     """Unscaled data of an uncompressed file, and unsigned 16-bit integers stored with an offset."""
 
-    def __init__(self, path: str, hdu: ImageHdu, unsigned: bool) -> None:
+    def __init__(self, path: str, hdu: _ImageHdu, unsigned: bool) -> None:
         raw = _BIG_ENDIAN[hdu.bitpix]
         super().__init__(path, hdu, np.dtype(">u2") if unsigned else raw)
         self._unsigned = unsigned
@@ -148,7 +203,7 @@ class _PlainPixels(PixelSource):
 class _DecodedPixels(PixelSource):
     """Data that astropy decodes, whole, when the first rows are asked for."""
 
-    def __init__(self, path: str, hdu: ImageHdu) -> None:
+    def __init__(self, path: str, hdu: _ImageHdu) -> None:
         super().__init__(path, hdu, _decoded_dtype(hdu))
         self._data: NDArray | None = None
 
@@ -209,9 +264,9 @@ def open_pixels(path: str | os.PathLike[str], extnames: tuple[str, ...] = ()) ->
     """
     path = os.fspath(path)
     with refusing(path):
-        packed = packed_whole(path)
+        packed = _packed_whole(path)
         with fits.open(path, mode="readonly", memmap=not packed, lazy_load_hdus=True) as hdus:
-            hdu = first_image(path, hdus, packed, extnames)
+            hdu = _first_image(path, hdus, packed, extnames)
     bscale, bzero = _number(hdu.header, "BSCALE", 1.0), _number(hdu.header, "BZERO", 0.0)
     blank = "BLANK" in hdu.header and hdu.bitpix > 0
     if packed or hdu.compressed or blank or bscale != 1.0:
@@ -219,6 +274,52 @@ def open_pixels(path: str | os.PathLike[str], extnames: tuple[str, ...] = ()) ->
     if bzero == 0.0 or (hdu.bitpix == 16 and bzero == 32768.0):
         return _PlainPixels(path, hdu, unsigned=bzero != 0.0)
     return _DecodedPixels(path, hdu)
+
+
+def _packed_whole(path: str) -> bool:
+    """Whether the file as a whole is compressed; refuses what cannot be FITS."""
+    with open(path, "rb", buffering=0) as file:
+        start = file.read(6)
+    if not start:
+        raise ChipRejected(f"{path} is empty, expected a FITS file; copy or write it again")
+    if start.startswith(_PACKED):
+        return True
+    if start != b"SIMPLE":
+        raise ChipRejected(f"{path} is not a FITS file: it starts with {start!r}, expected b'SIMPLE'; remove it")
+    return False
+
+
+def _first_image(path: str, hdus: fits.HDUList, packed: bool, extnames: tuple[str, ...]) -> _ImageHdu:
+    """The first 2-D image, or the first with one of some EXTNAMEs in capitals; `ChipRejected` if there is none."""
+    for index, hdu in _each_hdu(path, hdus):
+        if _is_frame(hdu) and (not extnames or _extname(hdu) in extnames):
+            return _ImageHdu(path, hdus, index, packed)
+    named = f" named {' or '.join(extnames)}" if extnames else ""
+    raise ChipRejected(f"{path} has no 2-D image{named} in its {len(hdus)} HDUs; give an image file")
+
+
+def _each_hdu(path: str, hdus: fits.HDUList, start: int = 0) -> Iterator[tuple[int, fits.hdu.base._BaseHDU]]:
+    """HDUs one after the other, as far as they are asked for; damaged sizes may not lead back."""
+    index, last = start, -1
+    while True:
+        try:
+            hdu = hdus[index]
+        except IndexError:
+            return
+        place = hdu.fileinfo()["hdrLoc"]
+        if place <= last:
+            raise ChipRejected(f"{path} has a damaged header: HDU {index} would start at byte {place} again")
+        yield index, hdu
+        index, last = index + 1, place
+
+
+def _is_frame(hdu: fits.hdu.base._BaseHDU) -> bool:
+    header = hdu.header
+    return hdu.is_image and header.get("NAXIS") == 2 and min(header["NAXIS1"], header["NAXIS2"]) > 1
+
+
+def _extname(hdu: fits.hdu.base._BaseHDU) -> str:
+    return str(hdu.header.get("EXTNAME", "")).strip().upper()
 
 
 def _check_size(path: str, offset: int, data_bytes: int) -> None:
@@ -232,7 +333,7 @@ def _number(header: fits.Header, keyword: str, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _decoded_dtype(hdu: ImageHdu) -> np.dtype:
+def _decoded_dtype(hdu: _ImageHdu) -> np.dtype:
     """Type of the physical values: as stored, unsigned by offset, or float where scaled or blanked."""
     header, bitpix = hdu.header, hdu.bitpix
     bscale, bzero = _number(header, "BSCALE", 1.0), _number(header, "BZERO", 0.0)

@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike
 
 from csst_dask.errors import ChipRejected, ConfigError
 from csst_dask.instrument import normalise_band
-from csst_dask.io.filenames import parse_name
-from csst_dask.schema import BRIGHT_LIMIT, ChipKey
+from csst_dask.schema import BRIGHT_LIMIT, ChipFiles, ChipKey
 
 _NAMES = (
     "obj_ID ID_chip filter xImage yImage ra dec ra_orig dec_orig z mag obj_type pm_ra pm_dec RV parallax "
@@ -65,18 +64,16 @@ class _NoCountError(Exception):
     """The catalogue cannot give counts; the text says why."""
 
 
-def read_truth(path: str | os.PathLike[str], key: ChipKey, band: str, shape: tuple[int, int]) -> TruthCounts:
-    """Count the stars that a truth catalogue places on a frame.
+def read_truth(files: ChipFiles, band: str, shape: tuple[int, int]) -> TruthCounts:
+    """Count the stars that the truth catalogue of a chip places on its frame.
 
     Parameters
     ----------
-    path : path
-        Whitespace-separated ASCII; the last line that starts with ``#`` before the first row names the
-        columns.
-    key : ChipKey
-        Chip that the counts are for.
+    files : ChipFiles
+        With a truth catalogue: whitespace-separated ASCII; the last line that starts with ``#`` before the first row
+        names the columns.
     band : str
-        Its band.
+        Of the chip.
     shape : (int, int)
         Its frame (ny, nx), pixel. A position is on the frame where 0.5 <= xImage < nx + 0.5, and so for y
         (the centre of the first pixel is 1).
@@ -84,29 +81,21 @@ def read_truth(path: str | os.PathLike[str], key: ChipKey, band: str, shape: tup
     Returns
     -------
     TruthCounts
-        Counts are -1, and the note says why, where the catalogue is an excerpt, is not readable, lacks
+        Counts are -1, and the note says why, where the catalogue is missing or an excerpt, is not readable, lacks
         columns or names another chip; this is no reason to lose the image.
     """
+    path = files.truth or ""
     try:
-        _check_name(path, key, band)
-        return _count(_read_columns(path), key, band, shape)
+        if files.truth_excerpt:
+            raise _NoCountError("an excerpt of the brightest objects cannot be counted; give the whole catalogue")
+        if files.truth_filter not in ("", band):
+            raise _NoCountError(f"named for filter {files.truth_filter}, expected {band}")
+        return _count(_read_columns(path), files.key, band, shape)
     except _NoCountError as error:
         return TruthCounts(-1, -1, f"truth not used: {error} ({os.path.basename(path)})")
 
 
-def _check_name(path: str | os.PathLike[str], key: ChipKey, band: str) -> None:
-    name = parse_name(os.fspath(path))
-    if name is None:
-        return
-    if name.excerpt:
-        raise _NoCountError("an excerpt of the brightest objects cannot be counted; give the whole catalogue")
-    if (key.obs_id, key.detector) not in name.exposures():
-        raise _NoCountError(f"named for {name.obs_id}-{name.detector:02d}, expected {key}")
-    if name.filter and name.filter != band:
-        raise _NoCountError(f"named for filter {name.filter}, expected {band}")
-
-
-def _read_columns(path: str | os.PathLike[str]) -> pd.DataFrame:
+def _read_columns(path: str) -> pd.DataFrame:
     """Read the needed columns, and the naming ones that exist, under lower-case names."""
     try:
         names, skip = _column_names(path)
@@ -135,7 +124,7 @@ def _read_columns(path: str | os.PathLike[str]) -> pd.DataFrame:
     return table.rename(columns=columns)
 
 
-def _check_end(path: str | os.PathLike[str], n_columns: int) -> None:
+def _check_end(path: str, n_columns: int) -> None:
     """Refuse a file whose last row was cut short: then rows before it may be complete, but some are lost."""
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
@@ -145,7 +134,7 @@ def _check_end(path: str | os.PathLike[str], n_columns: int) -> None:
         raise _NoCountError(f"the last row ends after {len(last)} of {n_columns} columns; write the file again")
 
 
-def _column_names(path: str | os.PathLike[str]) -> tuple[list[str], int]:
+def _column_names(path: str) -> tuple[list[str], int]:
     """Column names in lower case, and the number of lines before the first row."""
     names: list[str] = []
     skip = 0

@@ -1,6 +1,7 @@
-"""The density map as an xarray Dataset over (band, cells): sums, what follows from them, and attributes.
+"""The density map as an xarray Dataset over (band, cells): sums, what follows from them, its chips, and attributes.
 
-Every sum stays in the map, so a map can be added to, degraded and read back without loss.
+Every sum stays in the map, so a map can be added to, degraded and read back without loss; and so do the keys of its
+chips, so that none is added twice.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
+from csst_dask.maps.chips import MapChips
 from csst_dask.maps.density import AREAS, DensitySums, degrade_sums, merge
 from csst_dask.maps.grid import HealpixGrid
-from csst_dask.schema import BANDS, BRIGHT_LIMIT, CLASS_LABELS, N_CLASSES
+from csst_dask.schema import BANDS, BRIGHT_LIMIT, CLASS_LABELS, N_CLASSES, ChipKey
 
 UNKNOWN_CLASS = -1
 
@@ -23,7 +25,8 @@ _BRIGHT = f"stars brighter than magnitude {BRIGHT_LIMIT} in the band"
 
 _DESCRIPTIONS = {
     "visit_area": ("deg2", "valid area of the cell, summed over chips"),
-    "n_chips": ("1", "chips with valid pixels in the cell; in a degraded map the largest of the children"),
+    "n_visits": ("1", "chips with valid pixels in the cell; in a degraded map the largest of the children"),
+    "review_area": ("deg2", "valid area of the cell, summed over chips under review, which enter visits alone"),
     "bright_area": ("deg2", "valid area of the cell, summed over chips with a bright-star count"),
     "bright_sum": ("1", f"{_BRIGHT}, summed over chips: density times valid area"),
     "bright_err_sum": ("1", "error of bright_sum, summed over chips as if all erred together"),
@@ -35,12 +38,12 @@ _DESCRIPTIONS = {
         "standard deviation of bright_star_density if chips err together",
     ),
     "density_class": ("1", "density class with the largest area, the lower one of two equals"),
-    "crowded_fraction": ("1", "fraction of the valid area that lies on crowded chips"),
+    "crowded_fraction": ("1", "fraction of the valid area, without that under review, that lies on crowded chips"),
 }
 """Units and long name of every variable."""
 
 
-def to_dataset(sums: DensitySums, grid: HealpixGrid, attrs: Mapping[str, Any] | None = None) -> xr.Dataset:
+def to_dataset(sums: DensitySums, grid: HealpixGrid, attrs: Mapping[str, Any], chips: MapChips) -> xr.Dataset:
     """Density map of sums.
 
     Parameters
@@ -48,14 +51,17 @@ def to_dataset(sums: DensitySums, grid: HealpixGrid, attrs: Mapping[str, Any] | 
     sums : DensitySums
     grid : HealpixGrid
         Of the nside of `sums`.
-    attrs : mapping, optional
+    attrs : mapping
         More attributes of the map, such as where it comes from.
+    chips : MapChips
+        Chips of which these are the sums.
 
     Returns
     -------
     xarray.Dataset
         Dimensions (band, cells), the bands that occur in canonical order, ``cell_ids`` sorted. Sums are 0 and
-        ratios NaN (class -1) where a band did not see a cell.
+        ratios NaN (class -1) where a band did not see a cell, or only chips under review did. The chips are in
+        the coordinate ``chip_version`` (exposure, detector).
 
     Raises
     ------
@@ -73,14 +79,14 @@ def to_dataset(sums: DensitySums, grid: HealpixGrid, attrs: Mapping[str, Any] | 
         return out
 
     data: dict[str, NDArray] = {name: dense(getattr(sums, name)) for name in (*AREAS, "class_area")}
-    data["n_chips"] = dense(sums.n_chips).astype(np.int32)
+    data["n_visits"] = dense(sums.n_visits).astype(np.int32)
     data |= _ratios(data)
     ds = xr.Dataset(
         {name: (_dims(name), data[name], _variable_attrs(name)) for name in _DESCRIPTIONS},
         coords={
             "band": (
                 "band",
-                np.array(BANDS, dtype=object)[bands],
+                np.array(BANDS)[bands],
                 {"long_name": "imaging band"},
             ),
             "cell_ids": ("cells", cells.astype(np.int64), grid.attrs()),
@@ -90,8 +96,9 @@ def to_dataset(sums: DensitySums, grid: HealpixGrid, attrs: Mapping[str, Any] | 
                 {"long_name": "density class", "units": "1", "flag_meanings": _flag_meanings()},
             ),
             "crs": ((), np.int8(0), grid.crs_attrs()),
+            **chips.variables(),
         },
-        attrs={"title": "Star density from survey images", **(attrs or {}), **grid.group_attrs()},
+        attrs={"title": "Star density from survey images", **attrs, **grid.group_attrs()},
     )
     return ds
 
@@ -102,7 +109,8 @@ def from_dataset(ds: xr.Dataset) -> DensitySums:
     Parameters
     ----------
     ds : xarray.Dataset
-        As `to_dataset` or `open_map` give it, or a selection of its bands and cells.
+        As `to_dataset` or `open_map` give it, or a selection of its bands and cells. A selection lists the chips
+        of all bands and cells; its sums are those of its own.
 
     Returns
     -------
@@ -114,25 +122,28 @@ def from_dataset(ds: xr.Dataset) -> DensitySums:
         If it is not a density map on a NESTED ICRS grid.
     """
     grid = grid_of(ds)
-    missing = [name for name in (*AREAS, "class_area", "n_chips", "band") if name not in ds.variables]
+    missing = [name for name in (*AREAS, "class_area", "n_visits", "band") if name not in ds.variables]
     if missing:
-        raise ConfigError(f"not a density map: it lacks {', '.join(missing)}; give one that csst_dask wrote")
-    ds = ds.isel(band=xr.DataArray(np.atleast_1d(np.arange(ds.sizes["band"])), dims="band"))
+        raise ConfigError(
+            f"not a density map of this version of csst_dask: it lacks {', '.join(missing)}; make it again from its "
+            "survey stores"
+        )
+    if "band" not in ds.dims:
+        ds = ds.expand_dims("band")
     names = [str(name) for name in ds["band"].values]
     unknown = [name for name in names if name not in BANDS]
     if unknown:
         raise ConfigError(f"unknown bands {unknown} in the map, expected some of {', '.join(BANDS)}")
     index = np.array([BANDS.index(name) for name in names], np.int64)
     cells = ds["cell_ids"].values.astype(np.int64)
-    n_chips = ds["n_chips"].transpose("band", "cells").values
-    row, column = np.nonzero(n_chips)
+    row, column = np.nonzero(ds["visit_area"].transpose("band", "cells").values > 0)
     order = np.lexsort((cells[column], index[row]))
     row, column = row[order], column[order]
     return DensitySums(
         nside=grid.nside,
         band=index[row],
         cell=cells[column],
-        n_chips=n_chips[row, column].astype(np.int64),
+        n_visits=ds["n_visits"].transpose("band", "cells").values[row, column].astype(np.int64),
         class_area=ds["class_area"].transpose("band", "cells", "density_level").values[row, column],
         **{name: ds[name].transpose("band", "cells").values[row, column] for name in AREAS},
     )
@@ -160,7 +171,7 @@ def add_maps(a: xr.Dataset, b: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     a, b : xarray.Dataset
-        Density maps of one nside and of different chips; a chip in both counts twice.
+        Density maps of one nside and of different chips.
 
     Returns
     -------
@@ -170,10 +181,35 @@ def add_maps(a: xr.Dataset, b: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     ConfigError
-        If one is no density map, or their nside differ.
+        If one is no density map, their nside differ, or an exposure and detector is in both, in whatever version.
     """
+    chips, more = MapChips.from_dataset(a), MapChips.from_dataset(b)
+    refuse_common(chips, more)
     sums = merge(from_dataset(a), from_dataset(b))
-    return to_dataset(sums, HealpixGrid(sums.nside), _joined_attrs(a.attrs, b.attrs))
+    return to_dataset(sums, HealpixGrid(sums.nside), _joined_attrs(a.attrs, b.attrs), chips.union(more))
+
+
+def refuse_common(chips: MapChips, more: MapChips) -> None:
+    """Refuse to add chips to a map that holds them already.
+
+    Parameters
+    ----------
+    chips : MapChips
+        Of the map.
+    more : MapChips
+        To be added.
+
+    Raises
+    ------
+    ConfigError
+        If an exposure and detector is in both, in whatever version.
+    """
+    twice = more.common(chips)
+    if len(twice):
+        raise ConfigError(
+            f"{len(twice)} of the {len(more)} chips to add are in the map already ({_listed(twice)}), and would count "
+            "twice; nothing was added: map the new chips alone, or make the whole map again"
+        )
 
 
 def degrade(ds: xr.Dataset, nside: int) -> xr.Dataset:
@@ -188,33 +224,45 @@ def degrade(ds: xr.Dataset, nside: int) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        As if built at that nside, to rounding, except ``n_chips``: see `density.degrade_sums`.
+        As if built at that nside, to rounding, except ``n_visits``: see `density.degrade_sums`. Its chips are
+        those of `ds`.
 
     Raises
     ------
     ConfigError
         If it is no density map, or ``nside`` is finer or no power of two.
     """
-    return to_dataset(degrade_sums(from_dataset(ds), nside), HealpixGrid(nside), ds.attrs)
+    return to_dataset(degrade_sums(from_dataset(ds), nside), HealpixGrid(nside), ds.attrs, MapChips.from_dataset(ds))
 
 
 def footprint_area(ds: xr.Dataset) -> float:
     """Area of the cells that at least one band saw, each counted once and whole, deg2."""
-    return int((ds["n_chips"].values > 0).any(axis=0).sum()) * grid_of(ds).cell_area
+    return int(seen(ds).any(axis=0).sum()) * grid_of(ds).cell_area
+
+
+def seen(ds: xr.Dataset) -> NDArray[np.bool_]:
+    """Which bands saw which cells, (band, cells): where a chip, under review or not, has valid pixels."""
+    return ds["visit_area"].transpose("band", "cells").values > 0
 
 
 def _ratios(data: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    seen, counted = data["visit_area"] > 0, data["bright_area"] > 0
+    trusted = data["class_area"].sum(axis=-1)  # visit_area less review_area, without what a difference loses
 
-    def ratio(above: str, below: str, where: NDArray) -> NDArray[np.float64]:
-        return np.divide(data[above], data[below], out=np.full(where.shape, np.nan), where=where)
+    def ratio(above: str, below: NDArray) -> NDArray[np.float64]:
+        return np.divide(data[above], below, out=np.full(below.shape, np.nan), where=below > 0)
 
     return {
-        "bright_star_density": ratio("bright_sum", "bright_area", counted),
-        "bright_star_density_error": ratio("bright_err_sum", "bright_area", counted),
-        "density_class": np.where(seen, data["class_area"].argmax(axis=-1), UNKNOWN_CLASS).astype(np.int8),
-        "crowded_fraction": ratio("crowded_area", "visit_area", seen),
+        "bright_star_density": ratio("bright_sum", data["bright_area"]),
+        "bright_star_density_error": ratio("bright_err_sum", data["bright_area"]),
+        "density_class": np.where(trusted > 0, data["class_area"].argmax(axis=-1), UNKNOWN_CLASS).astype(np.int8),
+        "crowded_fraction": ratio("crowded_area", trusted),
     }
+
+
+def _listed(chips: MapChips) -> str:
+    keys = zip(chips.obs_id[:3], chips.detector, chips.version, strict=False)
+    names = [str(ChipKey(str(obs_id), int(detector), int(version))) for obs_id, detector, version in keys]
+    return ", ".join(names) + (", ..." if len(chips) > 3 else "")
 
 
 def _dims(name: str) -> tuple[str, ...]:

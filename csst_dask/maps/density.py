@@ -40,6 +40,8 @@ class ChipForMap:
     crowded: bool
     level: float = 0.9
     """Probability that the interval holds the count."""
+    review: bool = False
+    """Whether its prediction is not to be trusted: the chip adds area under review, and neither count nor class."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class DensitySums:
     """(n,) index into `schema.BANDS`."""
     cell: NDArray[np.int64]
     """(n,) NESTED index."""
-    n_chips: NDArray[np.int64]
+    n_visits: NDArray[np.int64]
     """(n,) chips with valid pixels in the cell."""
     visit_area: NDArray[np.float64]
     """(n,) sum of w, deg2."""
+    review_area: NDArray[np.float64]
+    """(n,) sum of w over chips under review, which enter no other sum below, deg2."""
     bright_area: NDArray[np.float64]
     """(n,) sum of w over chips with a bright count, deg2."""
     bright_sum: NDArray[np.float64]
@@ -67,17 +71,17 @@ class DensitySums:
     """(n, 6) sum of w over the chips of each density class, deg2."""
 
 
-AREAS = ("visit_area", "bright_area", "bright_sum", "bright_err_sum", "crowded_area")
+AREAS = ("visit_area", "review_area", "bright_area", "bright_sum", "bright_err_sum", "crowded_area")
 """The plain float sums of `DensitySums`."""
 
-_ROWS = ("band", "cell", "n_chips", "class_area", *AREAS)
+_ROWS = ("band", "cell", "n_visits", "class_area", *AREAS)
 
 
 def empty_sums(nside: int) -> DensitySums:
     """Sums of no chips: the zero of `merge`."""
     index, zeros = np.zeros(0, np.int64), np.zeros(0)
     areas = dict.fromkeys(AREAS, zeros)
-    return DensitySums(nside, band=index, cell=index, n_chips=index, class_area=np.zeros((0, N_CLASSES)), **areas)
+    return DensitySums(nside, band=index, cell=index, n_visits=index, class_area=np.zeros((0, N_CLASSES)), **areas)
 
 
 def chip_sums(chip: ChipForMap, grid: HealpixGrid) -> DensitySums:
@@ -86,8 +90,8 @@ def chip_sums(chip: ChipForMap, grid: HealpixGrid) -> DensitySums:
     Parameters
     ----------
     chip : ChipForMap
-        A finished chip with a prediction. Count and error are spread evenly over its whole detector area:
-        masked pixels do not change a count, they only take weight.
+        A finished chip with a prediction, or under review, with or without one. Count and error are spread evenly
+        over its whole detector area: masked pixels do not change a count, they only take weight.
     grid : HealpixGrid
 
     Returns
@@ -97,28 +101,30 @@ def chip_sums(chip: ChipForMap, grid: HealpixGrid) -> DensitySums:
     Raises
     ------
     ChipRejected
-        If the corners are impossible, the band is unknown, the class is not 0 to 5, or a count lacks an
-        interval.
+        If the corners are impossible or the band is unknown; or, of a chip that is not under review, the class is
+        not 0 to 5 or a count lacks an interval.
     """
     _check(chip)
     cells, area, fraction = visit(chip.valid, chip.corner_ra, chip.corner_dec, grid)
     weight = area * fraction
     cells, weight = cells[weight > 0], weight[weight > 0]
-    counted = bool(np.isfinite(chip.bright_count))
+    counted = bool(np.isfinite(chip.bright_count)) and not chip.review
     whole = detector_area(chip.corner_ra, chip.corner_dec)
-    density = chip.bright_count / whole if counted else 0.0
+    density, error = (chip.bright_count / whole, _count_error(chip) / whole) if counted else (0.0, 0.0)
     class_area = np.zeros((cells.size, N_CLASSES))
-    class_area[:, chip.density_class] = weight
+    if not chip.review:
+        class_area[:, chip.density_class] = weight
     return DensitySums(
         nside=grid.nside,
         band=np.full(cells.size, BANDS.index(chip.band), np.int64),
         cell=cells,
-        n_chips=np.ones(cells.size, np.int64),
+        n_visits=np.ones(cells.size, np.int64),
         visit_area=weight,
+        review_area=weight * bool(chip.review),
         bright_area=weight * counted,
         bright_sum=weight * density,
-        bright_err_sum=weight * (_count_error(chip) / whole),
-        crowded_area=weight * bool(chip.crowded),
+        bright_err_sum=weight * error,
+        crowded_area=weight * bool(chip.crowded and not chip.review),
         class_area=class_area,
     )
 
@@ -158,7 +164,7 @@ def accumulate(parts: Iterable[DensitySums], start: DensitySums | None = None) -
         nside=sides[0],
         band=keys // grid.n_cells,
         cell=keys % grid.n_cells,
-        n_chips=np.rint(total(joined["n_chips"])).astype(np.int64),
+        n_visits=np.rint(total(joined["n_visits"])).astype(np.int64),
         class_area=np.stack([total(column) for column in joined["class_area"].T], axis=1),
         **{name: total(joined[name]) for name in AREAS},
     )
@@ -196,7 +202,7 @@ def degrade_sums(sums: DensitySums, nside: int) -> DensitySums:
     Returns
     -------
     DensitySums
-        As if built at that nside, to rounding, except ``n_chips``: sums do not tell whether two cells were
+        As if built at that nside, to rounding, except ``n_visits``: sums do not tell whether two cells were
         seen by one chip or two, so it is the largest of the children, a lower bound of the number of chips in
         the parent.
 
@@ -210,13 +216,15 @@ def degrade_sums(sums: DensitySums, nside: int) -> DensitySums:
     n_cells = HealpixGrid(nside).n_cells
     row = np.searchsorted(added.band * n_cells + added.cell, sums.band * n_cells + cell)
     most = np.zeros(added.cell.size, np.int64)
-    np.maximum.at(most, row, sums.n_chips)
-    return replace(added, n_chips=most)
+    np.maximum.at(most, row, sums.n_visits)
+    return replace(added, n_visits=most)
 
 
 def _check(chip: ChipForMap) -> None:
     if chip.band not in BANDS:
         raise ChipRejected(f"band {chip.band!r} is not one of {', '.join(BANDS)}; check the header")
+    if chip.review:
+        return
     if not 0 <= chip.density_class < N_CLASSES:
         raise ChipRejected(f"density class {chip.density_class} is not 0 to {N_CLASSES - 1}; predict the chip again")
     if not 0 < chip.level < 1:
@@ -230,7 +238,5 @@ def _check(chip: ChipForMap) -> None:
 
 
 def _count_error(chip: ChipForMap) -> float:
-    """One standard deviation of the count: its interval as that of a normal distribution; 0 without a count."""
-    if not np.isfinite(chip.bright_count):
-        return 0.0
+    """One standard deviation of the count: its interval as that of a normal distribution."""
     return float(chip.bright_upper - chip.bright_lower) / (2 * NormalDist().inv_cdf(0.5 + chip.level / 2))

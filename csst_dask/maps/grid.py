@@ -16,7 +16,7 @@ from healpix_geo import nested
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 
 FULL_SKY = 360.0**2 / np.pi
 """Area of the sphere, deg2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 from healpix_geo import nested
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 from csst_dask.maps.grid import HealpixGrid
 
 ALL_SKY_RADIUS = 30.0
@@ -19,6 +21,9 @@ ALL_SKY_RADIUS = 30.0
 
 PATCH_NSIDE = 32
 """Cells whose parents at this nside (1.8 deg) touch belong to one patch."""
+
+SEAMLESS: dict[str, Any] = {"linewidths": 0, "antialiaseds": False}
+"""Cells without outlines, and without gaps between them."""
 
 _NICE = (1, 2, 5)
 
@@ -95,9 +100,7 @@ def tangent_plane(vectors: NDArray[np.float64], ra: float, dec: float) -> NDArra
     return np.degrees(np.stack([vectors @ east, vectors @ north], axis=-1) / depth[..., None])
 
 
-def draw_cells(
-    ax: Axes, patch: Patch, grid: HealpixGrid, cells: NDArray[np.int64], colours: NDArray, **style: Any
-) -> None:
+def draw_cells(ax: Axes, patch: Patch, grid: HealpixGrid, cells: NDArray[np.int64], colours: Any, **style: Any) -> None:
     """Draw `cells` with one RGBA colour each: as polygons about the patch centre, or as pixels of a whole sky."""
     if patch.all_sky:
         _draw_sky(ax, grid, cells, colours)
@@ -106,14 +109,33 @@ def draw_cells(
     ax.add_collection(PolyCollection(list(outline), facecolors=colours, **style))
 
 
+def draw_hatched(ax: Axes, patch: Patch, grid: HealpixGrid, cells: NDArray[np.int64], style: Mapping[str, Any]) -> None:
+    """Draw `cells` in one colour and hatch, without outlines; `style` has facecolor, edgecolor and hatch."""
+    colours = np.tile(to_rgba(style["facecolor"]), (cells.size, 1))
+    draw_cells(ax, patch, grid, cells, colours, **SEAMLESS)
+    if not patch.all_sky:
+        draw_cells(ax, patch, grid, cells, "none", linewidths=0, edgecolors=style["edgecolor"], hatch=style["hatch"])
+        return
+    lon, lat, pixel = _sky_pixels(grid)
+    inside = np.isin(pixel, cells).astype(float)
+    middle = np.radians((lon[1:] + lon[:-1]) / 2), np.radians((lat[1:] + lat[:-1]) / 2)
+    drawn = ax.contourf(*middle, inside, levels=[0.5, 1.5], colors="none", hatches=[style["hatch"]])
+    drawn.set(edgecolor=style["edgecolor"], linewidth=0)
+
+
 def _draw_sky(ax: Axes, grid: HealpixGrid, cells: NDArray[np.int64], colours: NDArray) -> None:
-    lon, lat = np.linspace(-180, 180, 721), np.linspace(-90, 90, 361)
-    centre_lon, centre_lat = (lon[1:] + lon[:-1]) / 2, (lat[1:] + lat[:-1]) / 2
-    pixel = grid.cells_at(-centre_lon[None, :], centre_lat[:, None])
+    lon, lat, pixel = _sky_pixels(grid)
     order = np.argsort(cells)
     place = np.minimum(np.searchsorted(cells[order], pixel), cells.size - 1)
     image = np.where((cells[order][place] == pixel)[..., None], colours[order][place], 0.0)
     ax.pcolormesh(np.radians(lon), np.radians(lat), image, rasterized=True)
+
+
+def _sky_pixels(grid: HealpixGrid) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Edges in longitude and latitude (deg) of the pixels of a whole sky, and the cell of each (lat, lon)."""
+    lon, lat = np.linspace(-180, 180, 721), np.linspace(-90, 90, 361)
+    centre_lon, centre_lat = (lon[1:] + lon[:-1]) / 2, (lat[1:] + lat[:-1]) / 2
+    return lon, lat, grid.cells_at(-centre_lon[None, :], centre_lat[:, None])
 
 
 def frame_patch(ax: Axes, patch: Patch, grid: HealpixGrid, dec_labels: bool = True) -> None:

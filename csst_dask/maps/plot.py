@@ -1,8 +1,8 @@
 """A picture of a density map that fits on a page.
 
 One row for each band of each connected patch, one column for each quantity, and a small whole sky that shows
-where the patches lie. Colours are safe for colour-blind readers; a cell fades with the part of it that was
-not observed.
+where the patches lie. Colours and hatches are safe for colour-blind readers; a cell fades with the part of it
+that was not observed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,25 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch as Swatch
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
-from csst_dask.maps.dataset import degrade, footprint_area, grid_of
+from csst_dask.maps.dataset import UNKNOWN_CLASS, degrade, footprint_area, grid_of, seen
 from csst_dask.maps.grid import HealpixGrid
-from csst_dask.maps.panel import Patch, draw_cells, frame_patch, frame_sky, patches, sky_position, whole_patch
+from csst_dask.maps.panel import (
+    SEAMLESS,
+    Patch,
+    draw_cells,
+    draw_hatched,
+    frame_patch,
+    frame_sky,
+    patches,
+    sky_position,
+    whole_patch,
+)
+from csst_dask.outputs import local_path, remove_leftovers, write_atomically
 from csst_dask.schema import BRIGHT_LIMIT, CLASS_EDGES, CLASS_LABELS, N_CLASSES
 
 MAX_ROWS = 8
@@ -39,8 +51,10 @@ MAX_BYTES = 1_000_000
 """Largest PNG."""
 OUTLINED = 100
 """Cells of a panel that are drawn one by one at most; of more, the outlines would be a pattern of their own."""
-SEAMLESS: dict[str, Any] = {"linewidths": 0, "antialiaseds": False}
-"""Cells without outlines, and without gaps between them."""
+CROWDED: dict[str, Any] = {"facecolor": "0.8", "edgecolor": "0.6", "hatch": "////"}
+"""Cells without a value."""
+REVIEW: dict[str, Any] = {"facecolor": "white", "edgecolor": "#0072b2", "hatch": "xxxxx"}
+"""Cells that only chips under review have seen."""
 _PANEL = 2.75  # inch
 _HEADER = 2.3  # inch
 _DENSITY = ListedColormap(colormaps["magma"](np.linspace(0.08, 0.9, 256)))
@@ -90,32 +104,34 @@ def plot_map(ds: xr.Dataset, path: str | Path | None = None, truth: xr.Dataset |
     Raises
     ------
     ConfigError
-        If `ds` is no density map or no cell of it was seen.
+        If `ds` is no density map, no cell of it was seen, or `path` is a URL.
     """
+    if path is not None:
+        path = local_path(path, "the picture to write")
     area = footprint_area(ds)
     while ds.sizes["cells"] > MAX_CELLS:
         ds = degrade(ds, grid_of(ds).nside // 2)
-    seen = ds["n_chips"].values > 0
-    if not seen.any():
+    visible = seen(ds)
+    if not visible.any():
         raise ConfigError("the map has no observed cell, so nothing can be drawn; map some finished chips")
     grid, cells = grid_of(ds), ds["cell_ids"].values
-    found = patches(cells[seen.any(axis=0)], grid)
+    found = patches(cells[visible.any(axis=0)], grid)
     if len(found) > MAX_PATCHES or found[0].all_sky:
         if grid.nside > SKY_NSIDE:
             return plot_map(degrade(ds, SKY_NSIDE), path, truth)
-        found = [whole_patch(cells[seen.any(axis=0)])]
+        found = [whole_patch(cells[visible.any(axis=0)])]
     rows = [
         (k, patch, b)
         for k, patch in enumerate(found)
         for b in range(ds.sizes["band"])
-        if (seen[b] & np.isin(cells, patch.cells)).any()
+        if (visible[b] & np.isin(cells, patch.cells)).any()
     ]
     figure = _draw(ds, grid, found, rows[:MAX_ROWS], _columns(ds, _aligned(truth, ds)), area)
     if len(rows) > MAX_ROWS:
         text = f"{len(rows) - MAX_ROWS} more rows are not drawn; choose bands with .sel(band=[...])"
         figure.text(0.5, 0.004, text, ha="center", va="bottom", fontsize=7, color="0.3")
     if path is not None:
-        _save(figure, Path(path))
+        _save(figure, path)
     return figure
 
 
@@ -195,16 +211,15 @@ def _draw(
 
 def _panel(ax: Axes, ds: xr.Dataset, grid: HealpixGrid, patch: Patch, band: int, column: _Column) -> None:
     cells = ds["cell_ids"].values
-    chips, visited = ds["n_chips"].values[band], ds["visit_area"].values[band]
-    here = (chips > 0) & np.isin(cells, patch.cells)
+    chips, visited = ds["n_visits"].values[band], ds["visit_area"].values[band]
+    here = (visited > 0) & np.isin(cells, patch.cells)
     coverage = np.clip(visited[here] / (chips[here] * grid.cell_area), 0, 1)
     values = column.values[band, here]
-    known = np.isfinite(values)
+    known, review = np.isfinite(values), _review(ds)[band, here]
     ax.set_facecolor("0.97")
-    if not known.all():
-        grey = np.tile([0.8, 0.8, 0.8, 1.0], (int((~known).sum()), 1))
-        hatched: dict[str, Any] = {"hatch": "////", "edgecolors": "0.6"}
-        draw_cells(ax, patch, grid, cells[here][~known], grey, **(SEAMLESS if (~known).sum() > OUTLINED else hatched))
+    for unknown, style in ((~known & ~review, CROWDED), (review, REVIEW)):
+        if unknown.any():
+            draw_hatched(ax, patch, grid, cells[here][unknown], style)
     if known.any():
         colours = column.cmap(column.norm(np.maximum(values[known], column.norm.vmin or 0.0)))
         if not patch.all_sky:
@@ -246,12 +261,33 @@ def _header(
     ]
     if not found[0].all_sky:
         lines.append("cells fade where they are partly covered")
-    if (np.isnan(ds["bright_star_density"].values) & (ds["n_chips"].values > 0)).any():
-        lines.append("grey: too crowded, not counted")
     if (ds["bright_star_density"].values < LEAST_DENSITY).any():
         lines.append(f"grey among the errors: less than {LEAST_DENSITY:g} star in a deg²")
     figure.text(0.3 / width, 1 - 0.3 / height, "Star density", fontsize=15, fontweight="bold", va="top")
     figure.text(0.3 / width, 1 - 0.65 / height, "\n".join(lines), fontsize=8.5, va="top", linespacing=1.5, color="0.2")
+    _legend(figure, ds, 0.3 / width, 1 - (0.65 + 0.18 * len(lines)) / height)
+
+
+def _legend(figure: Figure, ds: xr.Dataset, left: float, top: float) -> None:
+    """What hatched cells are, of those that there are."""
+    review = _review(ds)
+    crowded = seen(ds) & ~review & np.isnan(ds["bright_star_density"].values)
+    swatches = [
+        Swatch(**style, linewidth=0.4, label=label)
+        for there, style, label in (
+            (crowded.any(), CROWDED, "too crowded, not counted"),
+            (review.any(), REVIEW, "only under review, not counted"),
+        )
+        if there
+    ]
+    if swatches:
+        style: dict[str, Any] = {"fontsize": 8.5, "labelcolor": "0.2", "frameon": False, "borderpad": 0.2}
+        figure.legend(handles=swatches, loc="upper left", bbox_to_anchor=(left, top), ncols=2, borderaxespad=0, **style)
+
+
+def _review(ds: xr.Dataset) -> NDArray[np.bool_]:
+    """Cells (band, cells) that chips have seen, all of them under review."""
+    return seen(ds) & (ds["density_class"].transpose("band", "cells").values == UNKNOWN_CLASS)
 
 
 def _locator(figure: Figure, found: list[Patch], width: float, height: float) -> None:
@@ -282,10 +318,10 @@ def _letter(k: int) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     for dpi in (130, 100, 75, 50):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
         if buffer.tell() < MAX_BYTES:
             break
-    path.write_bytes(buffer.getvalue())
+    write_atomically(path, buffer.getbuffer())

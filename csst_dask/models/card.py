@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csst_dask.models.files import write_atomically
+from csst_dask.outputs import write_atomically
 
 
 def write_model_card(

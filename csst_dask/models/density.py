@@ -2,11 +2,13 @@
 
 A perceptron answers from the context: statistics, and the leading principal components of histograms. A residual
 network under FiLM by the context, pooled at every stage, may add what these miss; it starts at nothing. The class
-follows from the count and its uncertainty.
+follows from the count and its uncertainty. `ask` names what this network, or one of the paper's, puts out.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +52,10 @@ small as 1e-6 these few would widen the laws of all others, for no temperature c
 SCALES = (-5.0, 1.0)
 """Range of the natural logarithm of a scale, ln dex."""
 
+Answer = dict[str, Tensor]
+"""``logits`` (n, 6); ``star`` and ``bright`` (n,), log10(1 + n), dex; ``star_scale`` and ``bright_scale`` (n,), natural
+logarithms of how far off these are expected to be, ln dex. What a network does not give is not there."""
+
 
 class FiLM(nn.Module):
     """Scale and shift every channel by the context (Perez et al. 2018, AAAI 32, 3942); starts as the identity."""
@@ -67,7 +73,7 @@ class FiLM(nn.Module):
 
 
 class DensityNetwork(nn.Module):
-    """Counts of stars, and the class of their density, from reduced maps and context.
+    """Counts of stars, and the class of their density, from block statistics and context.
 
     Parameters
     ----------
@@ -128,7 +134,7 @@ class DensityNetwork(nn.Module):
         values, vectors = _eigh(residual.T @ residual / len(residual))
         self.whitening.copy_(vectors / (values.clamp_min(0) + LEAST_VARIANCE).sqrt())
 
-    def strangeness(self, context: Tensor) -> Tensor:
+    def ood_score(self, context: Tensor) -> Tensor:
         """How far (n, context) lies from the chips of the same band that were learned from: (n,).
 
         The Mahalanobis distance from the mean of the band, with one covariance for all bands (Lee et al. 2018,
@@ -204,9 +210,56 @@ def class_log_probability(star: Tensor, edges: Tensor, least: float = LEARNED_CH
     return torch.log(torch.diff(torch.cat([none, below, all_], dim=1), dim=1).clamp_min(0) + least)
 
 
-def split_outputs(raw: Tensor) -> dict[str, Tensor]:
-    """The columns of each output; (n, k) -> (n, `OUTPUTS`[name]) by name."""
-    return dict(zip(OUTPUTS, raw.split(list(OUTPUTS.values()), dim=1), strict=True))
+def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor | None, context: Tensor) -> Answer:
+    """Run a network and name what comes out.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        From `csst_dask.models.build_network`.
+    metadata : mapping
+        ``task``, and ``context`` of a density network.
+    maps : (n, channels, y, x) tensor or None
+        A density network can do without.
+    context : (n, k) tensor
+        Not looked at by the networks of the paper.
+
+    Returns
+    -------
+    dict of tensors
+        An `Answer`, float32.
+    """
+    if not metadata.get("context"):
+        return {"logits" if metadata["task"] == "classifier" else "bright": module(maps).float()}
+    logits, star, bright = module(maps, context).float().split(list(OUTPUTS.values()), dim=1)
+    answer: Answer = {"logits": logits}
+    for name, count in (("star", star), ("bright", bright)):
+        answer[name], answer[f"{name}_scale"] = count.unbind(1)
+    return answer
+
+
+def class_log_chance(answer: Answer, temperature: float = 1.0) -> Tensor:
+    """Logarithm of the calibrated probability of every class.
+
+    Where the class follows from a count, the temperature widens the scale of the count; elsewhere it divides logits.
+
+    Parameters
+    ----------
+    answer : Answer
+        With ``logits``.
+    temperature : float
+        As it stands in the weights of a classifier.
+
+    Returns
+    -------
+    (n, 6) float32 tensor
+        Probabilities of a chip add up to 1.
+    """
+    if "star_scale" not in answer:
+        return torch.log_softmax(answer["logits"] / temperature, dim=1)
+    law = torch.stack([answer["star"], answer["star_scale"] + math.log(temperature)], dim=1)
+    borders = torch.tensor(CLASS_BORDERS, device=law.device)
+    return torch.log_softmax(class_log_probability(law, borders, LEAST_CHANCE), dim=1)
 
 
 def build_density_network(arch: str, channels: int, context: int, histograms: int) -> DensityNetwork:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from csst_dask.errors import ConfigError
 from csst_dask.models.calibrate import INTERVAL_LEVEL, interval
 
-FORMAT = "csst_dask.weights/1"
+FORMAT = "csst_dask.weights/2"
 """Format and version, in every file's header."""
 
 HEADER = "csst_dask"
@@ -142,35 +140,3 @@ def weights_folder(path: str | Path | None = None) -> Path:
             "regressor.safetensors: check the path or train them with `csst-dask train`"
         )
     return folder
-
-
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file under a passing name beside it, then rename.
-
-    Parameters
-    ----------
-    path : path
-        Replaced if it exists; its folder is made.
-    data : bytes or memoryview
-        Whole content.
-
-    Raises
-    ------
-    OSError
-        Names the file, also where the disk is full.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    passing = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with passing.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        passing.replace(path)
-    except OSError as error:
-        if error.errno and not error.filename:  # as where a disk is full
-            error.filename = str(path)
-        raise
-    finally:
-        passing.unlink(missing_ok=True)

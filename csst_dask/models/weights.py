@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from csst_dask.errors import ConfigError
 from csst_dask.models.classifiers import build_classifier
 from csst_dask.models.density import build_density_network
-from csst_dask.models.files import FORMAT, HEADER, REQUIRED, read_weights, write_atomically
+from csst_dask.models.files import FORMAT, HEADER, REQUIRED, read_weights
 from csst_dask.models.regressor import build_regressor
+from csst_dask.outputs import write_atomically
 
 BUILDERS = {"classifier": build_classifier, "regressor": build_regressor}
 """Tasks, and what builds the paper's networks from ``arch`` and ``channels``."""
@@ -37,21 +38,12 @@ class LoadedModel:
     """What `save_weights` was given, and ``format``."""
     checksum: str
     """SHA-256 of the file, hexadecimal."""
-
-    @property
-    def task(self) -> str:
-        """``classifier`` or ``regressor``."""
-        return self.metadata["task"]
-
-    @property
-    def inputs(self) -> str:
-        """Kind of inputs that it was trained on."""
-        return self.metadata["inputs"]
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Bands that it was trained on."""
-        return tuple(self.metadata["bands"])
+    task: str
+    """``classifier`` or ``regressor``."""
+    inputs: str
+    """Kind of inputs that it was trained on."""
+    bands: tuple[str, ...]
+    """Bands that it was trained on."""
 
 
 def build_network(metadata: Mapping[str, Any]) -> nn.Module:
@@ -164,4 +156,4 @@ def load_weights(path: str | Path, task: str | None = None) -> LoadedModel:
     except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f"the weights {path} are damaged: {error}; fetch or train them again") from None
     module = module.eval().to(memory_format=torch.channels_last)
-    return LoadedModel(module, metadata, checksum)
+    return LoadedModel(module, metadata, checksum, metadata["task"], metadata["inputs"], tuple(metadata["bands"]))

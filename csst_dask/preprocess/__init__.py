@@ -1,5 +1,5 @@
-"""Pixels to reduced maps, and reduced maps to network inputs."""
+"""Pixels to block statistics, and block statistics to network inputs."""
 
-from csst_dask.preprocess.reduce import FrameSums, Reduced, reduce_image, standardised
+from csst_dask.preprocess.measure import FrameSums, Measured, measure_image, standardised
 
-__all__ = ["FrameSums", "Reduced", "reduce_image", "standardised"]
+__all__ = ["FrameSums", "Measured", "measure_image", "standardised"]

@@ -1,4 +1,4 @@
-"""Compiled loops over the block maps of a chip, for its statistics and histograms.
+"""Compiled loops over the block maps of a chip: their scaling, and what statistics and histograms need.
 
 All take (iy, ix) float32 maps and ``seen``, the bool map of the blocks that count; values elsewhere mean nothing.
 """
@@ -15,8 +15,7 @@ from numba.extending import intrinsic
 SUMS = {"reassoc", "nsz", "contract"}
 """Sums in float64, whose order is free, so that they vectorise."""
 
-
-SQRT_2, LOG_2 = math.sqrt(2), math.log(2)
+SQRT_2, LOG_2, LOG10_E = math.sqrt(2), math.log(2), 0.4342944819032518
 
 
 @intrinsic
@@ -53,6 +52,50 @@ def log(value):
     series = 1 / 9 + q * (1 / 11 + q * (1 / 13 + q * series))
     series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * series)))
     return (np.float64(exponent) + 0.5) * LOG_2 + 2 * s * series
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def scale(mean, peak, scatter, valid, sky, sigma, largest, out, seen):
+    """Fill (3, iy, ix) ``out`` with mean and maximum above the sky and scatter, in sky sigmas, and ``seen``.
+
+    Returns the number of blocks that are seen: with a valid pixel, and no value beyond ``largest``.
+    """
+    count = 0
+    for y in range(mean.shape[0]):
+        for x in range(mean.shape[1]):
+            a = np.float32((mean[y, x] - sky) / sigma)
+            p = np.float32((peak[y, x] - sky) / sigma)
+            s = np.float32(scatter[y, x] / sigma)
+            good = (valid[y, x] > 0) & (abs(a) <= largest) & (abs(p) <= largest) & (abs(s) <= largest)
+            out[0, y, x], out[1, y, x], out[2, y, x], seen[y, x] = a, p, s, good
+            count += good
+    return count
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def compress(scaled, softening, out):
+    """Fill (3, iy, ix) ``out`` with what `statistics.compressed` gives, but for rounding."""
+    _asinh(scaled[0], softening, out[0])
+    _asinh(scaled[1], np.float32(3), out[1])
+    _log10(scaled[2], out[2])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _asinh(values, softening, out):
+    """Fill ``out`` with asinh(values / softening) / 3."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            z = np.float64(values[y, x] / softening)
+            size = log(abs(z) + np.sqrt(z * z + 1)) / 3
+            out[y, x] = size if z > 0 else -size
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _log10(values, out):
+    """Fill ``out`` with log10 of values, which are at least 1e-3."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            out[y, x] = log(np.float64(max(values[y, x], np.float32(1e-3)))) * LOG10_E
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS)

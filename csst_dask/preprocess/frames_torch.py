@@ -1,4 +1,4 @@
-"""Raw frames on a torch device: read into pinned memory, sent while the next rows are read, decoded and reduced.
+"""Raw frames on a torch device: read into pinned memory, sent while the next rows are read, decoded and measured.
 
 What `csst_dask.preprocess.kernels.decode_rows` does on the processor, row by row, is done here for a whole frame.
 """
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csst_dask.preprocess.kernels import FLOAT32_MAX
-from csst_dask.preprocess.reduce import Reduced, Rows
-from csst_dask.preprocess.reduce_torch import TorchReducer
+from csst_dask.preprocess.measure import Measured, Rows
+from csst_dask.preprocess.measure_torch import TorchMeasurer
 
 READ_ROWS = 166
 """Rows that are read, and then sent, at a time."""
@@ -90,7 +90,7 @@ class Frame:
                 self._sent[name][span].copy_(host[span], non_blocking=True)
 
 
-class FrameReducer:
+class FrameMeasurer:
     """Decodes and reduces frames on one device.
 
     Parameters
@@ -114,7 +114,7 @@ class FrameReducer:
         bad: int,
     ):
         self.shape, self.device, self.invalid, self.nonfinite, self.bad = shape, device, invalid, nonfinite, bad
-        self._reducer = TorchReducer(shape, device)
+        self._measurer = TorchMeasurer(shape, device)
         swapped = table[np.arange(table.size, dtype=np.uint16).byteswap()]
         self._tables = {False: torch.from_numpy(table).to(device), True: torch.from_numpy(swapped).to(device)}
         self._mask = torch.empty((0, 0), dtype=torch.uint8, device=device)
@@ -159,9 +159,9 @@ class FrameReducer:
             values = frame.arrived("flags")[rows].int() & 0xFFFF
             mask |= self._tables[frame.swapped["flags"]][values]
 
-    def reduce(self, image: Tensor, mask: Tensor | None) -> Reduced:
+    def measure(self, image: Tensor, mask: Tensor | None) -> Measured:
         """Maps and statistics of what `decode` gave; waits for the device."""
-        return self._reducer.reduce(image, mask, invalid=self.invalid)
+        return self._measurer.measure(image, mask, invalid=self.invalid)
 
 
 def quantise(image: Tensor, step: float) -> None:

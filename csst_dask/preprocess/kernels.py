@@ -1,4 +1,4 @@
-"""Compiled loops over pixels: decode raw rows, and sum them into the reduced grid.
+"""Compiled loops over pixels: decode raw rows, and sum them into the grid of blocks.
 
 Integer weights keep the bookkeeping exact. A frame of NY rows is shared out over OY output rows; measured in
 units of 1/OY of a pixel, input row y covers [y*OY, (y+1)*OY) and output row i covers [i*NY, (i+1)*NY), so every

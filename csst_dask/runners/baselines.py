@@ -20,8 +20,8 @@ from csst_dask.evaluation.page import EXTRACTION, TREES
 from csst_dask.evaluation.tasks import count_chip, statistics_block
 from csst_dask.evaluation.trees import TreesBaseline, fit_trees, predict_trees
 from csst_dask.evaluation.truth import Truth
+from csst_dask.pipeline.kept import KeptResults
 from csst_dask.runners.collect import Stages, collect
-from csst_dask.runners.kept import KeptResults
 from csst_dask.runners.window import Task
 from csst_dask.schema import density_class
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import dask
+from dask.typing import no_default
 from distributed import Client, LocalCluster, SpecCluster, get_client, performance_report
 from distributed.core import Status
 
 from csst_dask.config import ClusterConfig
 from csst_dask.errors import ConfigError
+from csst_dask.pipeline.stopping import uninterrupted
 from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
-from csst_dask.runners.settings import SETTINGS
+from csst_dask.runners.nanny import LocalNanny
+from csst_dask.runners.settings import HOST, applied
 from csst_dask.runners.slurm import start_slurm_cluster, wait_for_first_worker
 
 ARRIVAL = 120.0
@@ -29,7 +30,8 @@ ARRIVAL = 120.0
 ANSWER = 30.0
 """Seconds in which a scheduler that was named answers."""
 
-HOST = "127.0.0.1"
+CLOSING = 30.0
+"""Seconds in which a cluster of our own is closed."""
 
 GUARD = "in a script call it below `if __name__ == '__main__':`, since every worker process imports the script"
 
@@ -38,6 +40,23 @@ BUSY = "100ms"
 
 _most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """Workers that clusters of our own may grow to."""
+
+
+class OwnClient(Client):
+    """The client of a cluster that was started for it, and ends with it."""
+
+    def close(self, timeout: Any = no_default) -> Any:
+        """Close the client and its cluster.
+
+        A client is closed again when it is collected, maybe while its thread holds the lock of Dask's loops, for which
+        closing a cluster would wait for ever: of what is closed nothing is touched.
+        """
+        with uninterrupted():
+            result = super().close(timeout)
+            cluster = self.cluster
+            if not self.asynchronous and cluster is not None and cluster.status is not Status.closed:
+                cluster.close(timeout=CLOSING)
+            return result
 
 
 def connect(
@@ -50,7 +69,7 @@ def connect(
     config : ClusterConfig, optional
         An address or scheduler file joins a running cluster. With a section ``slurm`` workers are SLURM jobs.
         Otherwise worker processes are started here: one for each GPU, where there are GPUs and dask-cuda, or one for
-        each core. What is started ends with the client.
+        each core. What is started ends with the client, and has our settings; Dask's configuration here stays as it is.
     quiet : bool
         Do not print anything.
     share_gpus : bool
@@ -76,13 +95,7 @@ def connect(
         why = "joined the scheduler that was named"
     else:
         _refuse_import()
-        dask.config.set(SETTINGS)
-        try:
-            cluster, why = _start(config, share_gpus)
-        except RuntimeError as error:
-            raise ConfigError(f"no cluster could be started here: {error}; {GUARD}") from None
-        client = Client(cluster)
-        _close_cluster_with(client, cluster)
+        client, why = _start_with_client(config, share_gpus)
     if not quiet:
         print(f"Dask: {why}; dashboard {client.dashboard_link}", flush=True)
     if config.slurm and not (config.scheduler or config.scheduler_file) and config.minimum != 0:
@@ -101,6 +114,20 @@ def _refuse_import() -> None:
         os._exit(1)
 
 
+def _start_with_client(config: ClusterConfig, share_gpus: bool) -> tuple[Client, str]:
+    with uninterrupted():
+        try:
+            with applied():  # for the scheduler, which reads them now; workers start at any time
+                cluster, why = _start(config, share_gpus)
+        except RuntimeError as error:
+            raise ConfigError(f"no cluster could be started here: {error}; {GUARD}") from None
+        try:
+            return OwnClient(cluster), why
+        except BaseException:
+            cluster.close(timeout=CLOSING)
+            raise
+
+
 def _start(config: ClusterConfig, share_gpus: bool) -> tuple[SpecCluster, str]:
     """A cluster of our own, and what it is."""
     wanted = config.maximum or config.workers
@@ -108,7 +135,9 @@ def _start(config: ClusterConfig, share_gpus: bool) -> tuple[SpecCluster, str]:
         cluster, kind = start_slurm_cluster(config), "SLURM job"
         _keep(cluster, config, wanted or 1, interval="5s")
         return cluster, f"{_number(config, wanted or 1, kind)}, since there is a section cluster.slurm"
-    options = {"host": HOST, "dashboard_address": config.dashboard, "preload": [__name__], "silence_logs": 40}
+    options = {
+        "host": HOST, "dashboard_address": config.dashboard, "worker_class": LocalNanny, "silence_logs": 40,
+    }  # fmt: skip
     gpus = count_gpus()
     try:
         check_gpu_cluster(gpus, wanted)
@@ -157,11 +186,6 @@ def most_workers(client: Client) -> int:
     return _most.get(client.cluster, 0) if client.cluster is not None else 0
 
 
-def dask_setup(worker: object) -> None:
-    """Ctrl-C in a terminal is for the client, which writes what it has and ends workers; Dask calls this in each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def known_workers(client: Client) -> dict[str, dict]:
     """What the scheduler knows of every worker, by address; OSError if it does not answer.
 
@@ -200,6 +224,7 @@ def wait_for_workers(client: Client, number: int, seconds: float = ARRIVAL) -> N
 
 
 def _join(config: ClusterConfig) -> Client:
+    where = config.scheduler or config.scheduler_file
     try:
         if config.scheduler_file:
             if not config.scheduler_file.exists():
@@ -212,22 +237,14 @@ def _join(config: ClusterConfig) -> Client:
     except (OSError, TimeoutError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        where = config.scheduler or config.scheduler_file
         raise ConfigError(f"cluster: no scheduler answers at {where} ({error}); check the address") from None
-
-
-def _close_cluster_with(client: Client, cluster: SpecCluster) -> None:
-    """Once: a client is closed again when it is collected, maybe while its thread holds the lock of Dask's loops, for
-    which closing a cluster would wait for ever."""
-    close = client.close
-
-    def close_both(*args: object, **kwargs: object) -> object:
-        result = close(*args, **kwargs)
-        if not client.asynchronous and cluster.status is not Status.closed:
-            cluster.close(timeout=30)
-        return result
-
-    client.close = close_both  # type: ignore[method-assign]
+    except TypeError as error:
+        if "TLS" not in str(error):
+            raise
+        raise ConfigError(
+            f"cluster: the scheduler at {where} speaks TLS, but no certificates are known here; name them in Dask's "
+            "configuration, distributed.comm.tls (docs/cluster.md)"
+        ) from None
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from csst_dask.config import ExecutionConfig
+from csst_dask.pipeline.kept import KeptResults
 from csst_dask.runners.faults import Failure, TaskFailed
-from csst_dask.runners.kept import KeptResults
 from csst_dask.runners.window import Task, run_tasks
 
 Stages = Callable[[str], tuple[Callable[[str, str, str], None], Callable[[int], None]]]

@@ -12,16 +12,16 @@ from distributed import Client
 
 from csst_dask.config import Config, with_settings
 from csst_dask.evaluation.report import compare, markdown, plot_counts
+from csst_dask.pipeline.summary import Summary
 from csst_dask.runners.ingest import ingest_survey
-from csst_dask.runners.ledger import Summary
 from csst_dask.runners.map import map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.run import Stage
 from csst_dask.runners.simulate import simulate_files
+from csst_dask.schema import DONE
 from csst_dask.simulation.regions import DEMO
 from csst_dask.simulation.survey import DEMO_COUNTS, plan_survey
-from csst_dask.store import predictions as stored
-from csst_dask.store.survey import exists, open_scalars
+from csst_dask.store import SurveyStore
 
 DETECTORS = (23, 24)
 """Two neighbours, g and i, so that each band's fields form a strip."""
@@ -48,7 +48,7 @@ def demo_config(out: Path, config: Config) -> Config:
 
 
 def run_demo(
-    client: Client, out: Path, config: Config, stage: Stage, keep: bool = False
+    client: Client, store: SurveyStore, out: Path, config: Config, stage: Stage, keep: bool = False
 ) -> tuple[dict[str, Summary], xr.Dataset, Path]:
     """Simulate, ingest, predict, map and report.
 
@@ -57,6 +57,8 @@ def run_demo(
     Parameters
     ----------
     client : distributed.Client
+    store : SurveyStore
+        Opened to write.
     out : Path
         Receives everything.
     config : Config
@@ -73,28 +75,25 @@ def run_demo(
     report : Path
     """
     start = time.monotonic()
-    folder, store = out / "exposures", str(config.store)
+    folder = out / "exposures"
     totals = {"simulate": Summary(), "ingest": Summary()}
     out.mkdir(parents=True, exist_ok=True)
     done = Counter[str]()
-    if exists(store):
-        scalars = open_scalars(store)
-        done.update(scalars["obs_id"].values[scalars["status"].values == "done"].tolist())
+    done.update(store.ledger["obs_id"][store.ledger["status"] == DONE].tolist())
     for exposure in plan_survey(config.simulation):
         if done[exposure.obs_id] == len(exposure.detectors) and not keep:
             totals["ingest"].skipped += len(exposure.detectors)
             continue
         name = f"exposure {exposure.index + 1}/{config.simulation.exposures}"
         made = simulate_files(client, folder, config, *stage(f"simulate {name}"), exposures=[exposure])
-        taken = ingest_survey(client, [folder / exposure.obs_id], store, config, *stage(f"ingest {name}"))
-        _add(totals["simulate"], made)
-        _add(totals["ingest"], taken)
+        taken = ingest_survey(client, store, [folder / exposure.obs_id], config, *stage(f"ingest {name}"))
+        totals["simulate"].add(made)
+        totals["ingest"].add(taken)
         if not keep:
             shutil.rmtree(folder / exposure.obs_id)
     totals["predict"] = predict_survey(client, store, config, *stage("predict"))
-    predictions = stored.read(store).load()
-    sky, totals["map"] = map_survey(client, predictions, config.map, None, *stage("map"), config.execution)
-    table = compare(open_scalars(store), predictions)
+    sky, totals["map"] = map_survey(client, store, config, None, *stage("map"))
+    table = compare(store.scalars(), store.predictions.scalars())
     plot_counts(table, out / "counts.png")
     pictures = {"Star density on the sky": "map.png", "Predicted against true counts": "counts.png"}
     notes = [
@@ -104,9 +103,3 @@ def run_demo(
     report = out / "report.md"
     report.write_text(markdown(table, "Star density of a simulated strip of sky", pictures, notes))
     return totals, sky, report
-
-
-def _add(total: Summary, part: Summary) -> None:
-    for name in ("done", "rejected", "failed", "skipped", "files", "seconds"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    total.reasons.update(part.reasons)

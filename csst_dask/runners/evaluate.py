@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
@@ -21,13 +21,14 @@ from csst_dask.evaluation.truth import Truth
 from csst_dask.evaluation.unseen import Judgeable, choose_chips
 from csst_dask.inference.routing import gate, route
 from csst_dask.models.files import TASKS, identify_pair, read_weights
+from csst_dask.pipeline.block import Block, Limit, Work, process_block
+from csst_dask.pipeline.joint import estimate_jointly
+from csst_dask.pipeline.plan import scalars_of
 from csst_dask.runners.baselines import LEAST_PIXELS, open_distinct, try_extraction, try_trees
+from csst_dask.runners.blocks import block_task, divide
 from csst_dask.runners.collect import Stages, collect
-from csst_dask.runners.joint import estimate_jointly
 from csst_dask.runners.networks import choose_pair
-from csst_dask.runners.predict import block_tasks, predict_block
-from csst_dask.schema import CHANNELS, CROWDED
-from csst_dask.store.survey import array_of
+from csst_dask.schema import BLOCK_STATS, CROWDED
 
 
 def judge_store(
@@ -160,9 +161,8 @@ def _gates(judged: Judged, routing: RoutingConfig) -> Gates:
 
 def _maps(truth: Truth, judged: Judged) -> dict[int, NDArray[np.float32]]:
     """Maps of the chips that are shown."""
-    reduced = array_of(zarr.open_group(truth.path, mode="r"), "reduced")
-    places = near_edge(judged)
-    return {place: reduced[int(truth.rows[place]), CHANNELS.index("mean")] for place in places}
+    places, mean = near_edge(judged), BLOCK_STATS.index("mean")
+    return {place: truth.store.read_chips("block_stats", truth.rows[[place]])[0, mean] for place in places}
 
 
 def _logs(folders: dict[str, Path | None]) -> dict[str, Path]:
@@ -178,7 +178,7 @@ def _network_costs(folders: dict[str, Path | None], config: Config) -> tuple[lis
     """What the networks cost, and what could not be measured."""
     import torch
 
-    from csst_dask.inference.batching import CPU_BATCH, MAX_BATCH
+    from csst_dask.inference.predictor import CPU_BATCH, MAX_BATCH
 
     batches = {"cpu": CPU_BATCH} | ({"cuda": MAX_BATCH} if torch.cuda.is_available() else {})
     costs, notes = [], []
@@ -198,13 +198,23 @@ def judge_weights(
 ) -> Judged:
     """Predictions of a pair of networks beside the truth."""
     pair = choose_pair(client, config, folder=folder)
-    todo = np.zeros(truth.scalars.sizes["chip"], bool)
-    todo[truth.rows] = True
-    tasks = list(block_tasks(truth.path, truth.scalars, todo, pair))
-    found = collect(client, "evaluate", predict_block, tasks, truth.rows, stages, config.execution)
+    work = Work(truth.path, truth.store.rows, config.model_copy(update={"inputs": ()}), pair=pair)
+    blocks = divide(pair.batch, known=scalars_of(truth.store, truth.rows.tolist()))
+    tasks = [replace(block_task(block, work), key=np.array(block.rows)) for block in blocks]
+    found = collect(client, "evaluate", predict_rows, tasks, truth.rows, stages, config.execution)
     valid = np.ones(len(truth), bool)
     routes, _ = route(
-        found["class_probability"][:, CROWDED], found["bright_count"], found["confidence"], valid, found["unlike"],
-        config.routing,
+        found["class_probability"][:, CROWDED], found["bright_count"], found["confidence"], valid,
+        found["out_of_distribution"], config.routing,
     )  # fmt: skip
     return truth.judge(found, routes)
+
+
+def predict_rows(block: Block, work: Work, limit: Limit) -> dict[str, NDArray]:
+    """On a worker: predictions of the chips of a block, in the order of their rows."""
+    result = process_block(block, work, limit)
+    for error in result.errors.values():
+        raise error
+    found = [result.predictions[row] for row in block.rows]
+    values = {name: np.stack([one[name] for one in found]) for name in found[0]}
+    return values | {"confidence": values["class_probability"].max(axis=1)}

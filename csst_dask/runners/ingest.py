@@ -1,51 +1,83 @@
-"""FITS files to survey store: one task per chip."""
+"""FITS files to survey store."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from distributed import Client
 
 from csst_dask.config import Config
-from csst_dask.errors import ConfigError
-from csst_dask.io.discovery import discover
-from csst_dask.runners.chips import ingest_chip
-from csst_dask.runners.ledger import Ledger, Summary, identity, supersede
-from csst_dask.runners.patience import finishing, patiently
-from csst_dask.runners.window import Task, run_tasks
-from csst_dask.schema import ChipFiles, ChipKey
-from csst_dask.store.rows import write_files
-from csst_dask.store.survey import locate
+from csst_dask.pipeline.block import Work
+from csst_dask.pipeline.plan import find_candidates, plan_reading
+from csst_dask.pipeline.record import Progress, Recorder
+from csst_dask.pipeline.source import open_files
+from csst_dask.pipeline.summary import Summary
+from csst_dask.runners.blocks import Expect, announce, block_size, divide, recording, run_blocks
+from csst_dask.store import SurveyStore
 
-Progress = Callable[[str, str, str], None]
-"""Called with a chip's name, its status and its reason."""
+
+def take_stock(
+    store: SurveyStore, inputs: Sequence[str | Path], config: Config, summary: Summary, **again: bool
+) -> dict[int, Any]:
+    """Find the chips of some inputs, give new ones rows, and say which have to be read.
+
+    Parameters
+    ----------
+    store : SurveyStore
+        Opened to write.
+    inputs : sequence of path
+    config : Config
+    summary : Summary
+        Receives what needs no work.
+    **again
+        ``update`` and ``retry_failed`` of `csst_dask.pipeline.plan.plan_reading`.
+
+    Returns
+    -------
+    dict of int to ChipFiles
+        By row.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing among the inputs.
+    """
+    chips, left = find_candidates(inputs, config.ingest.truth)
+    summary.files = len(left)
+    summary.reasons.update(left.values())
+    store.files.write(left, [path for chip in chips for path in chip.item.paths()])
+    return plan_reading(store, chips, config, summary, **again)
 
 
 def ingest_survey(
     client: Client,
+    store: SurveyStore,
     inputs: Sequence[str | Path],
-    path: str,
     config: Config,
     progress: Progress | None = None,
-    expect: Callable[[int], None] | None = None,
+    expect: Expect | None = None,
+    *,
+    update: bool = False,
+    retry_failed: bool = False,
 ) -> Summary:
     """Bring files into a store; chips that are in it already are left alone.
 
     Parameters
     ----------
     client : distributed.Client
+    store : SurveyStore
+        Opened to write.
     inputs : sequence of path
         FITS files, or folders that are searched recursively.
-    path : str
-        Store; created where there is none.
     config : Config
-    progress : callable, optional
-    expect : callable, optional
-        Called once with the number of chips to work on.
+    progress, expect : callable, optional
+    update : bool
+        Read chips again whose files have changed.
+    retry_failed : bool
+        Try chips again that failed in too many runs.
 
     Returns
     -------
@@ -54,59 +86,18 @@ def ingest_survey(
     Raises
     ------
     ConfigError
-        If an input does not exist, or the store was made with other settings.
+        If an input does not exist.
     """
-    start, path = time.monotonic(), locate(path)
-    stock = take_stock(inputs, path, config)
-    summary, lean = stock.summary, config.model_copy(update={"inputs": ()})
-    if expect is not None:
-        expect(len(stock.todo))
-    tasks = (Task(str(key), (stock.files[key], row, path, lean), key) for key, row in stock.todo)
-    outcomes = run_tasks(client, "ingest", ingest_chip, tasks, config.execution, summary.effort)
-    with finishing(partial(patiently, config.execution.patience, supersede, path)):
-        stock.ledger.consume(outcomes, summary, progress)
+    start, summary = time.monotonic(), Summary()
+    read = take_stock(store, inputs, config, summary, update=update, retry_failed=retry_failed)
+    announce(expect, read)
+    lean = config.model_copy(update={"inputs": ()})
+    work = Work(store.location, store.rows, lean, open_files)
+    recorder = Recorder(store, summary, Summary(), Summary(), progress, **recording(config.execution))
+    if read:
+        blocks = divide(block_size(client, config.execution, len(read)), read)
+        run_blocks(client, "ingest", blocks, work, recorder, summary.tasks)
+    else:
+        recorder.finish()
     summary.seconds = time.monotonic() - start
     return summary
-
-
-@dataclass
-class Stock:
-    """What there is to ingest."""
-
-    ledger: Ledger
-    files: dict[ChipKey, ChipFiles]
-    todo: list[tuple[ChipKey, int]]
-    """Chips that need work, and their rows."""
-    summary: Summary
-    """Counts what needs none."""
-
-
-def take_stock(inputs: Sequence[str | Path], path: str, config: Config) -> Stock:
-    """Find the chips of some inputs and give each a row.
-
-    Parameters
-    ----------
-    inputs : sequence of path
-    path : str
-        Store; created where there is none.
-    config : Config
-
-    Returns
-    -------
-    Stock
-
-    Raises
-    ------
-    ConfigError
-        If an input does not exist, or the store was made with other settings.
-    """
-    if not inputs:
-        raise ConfigError("inputs: no files or folders given; name at least one")
-    chips, strays = discover([str(path) for path in inputs])
-    if not chips and not strays:
-        raise ConfigError(f"inputs: no FITS files in {', '.join(map(str, inputs))}; check the paths")
-    ledger, summary = Ledger(path, config), Summary(files=len(strays))
-    write_files(path, strays, [name for chip in chips for name in chip.paths()])
-    summary.reasons.update(reason for _, reason in strays)
-    todo = ledger.to_do([(chip.key, chip.image, identity(chip)) for chip in chips], summary)
-    return Stock(ledger, {chip.key: chip for chip in chips}, todo, summary)

@@ -1,26 +1,35 @@
-"""The whole pipeline from one configuration; running it again resumes."""
+"""The whole pipeline from one configuration, block by block; running it again resumes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+import numpy as np
 import xarray as xr
 from distributed import Client
 
 from csst_dask.config import Config
 from csst_dask.errors import ConfigError
 from csst_dask.models.files import identify_pair
-from csst_dask.runners.fused import process_survey
-from csst_dask.runners.ledger import Summary
-from csst_dask.runners.map import check_map, map_survey
-from csst_dask.store import predictions as stored
-from csst_dask.store.survey import check_usable
+from csst_dask.pipeline.block import Work
+from csst_dask.pipeline.plan import plan_predicting, predictions_of, scalars_of
+from csst_dask.pipeline.record import Progress, Recorder
+from csst_dask.pipeline.routes import prepare_predictions
+from csst_dask.pipeline.skymap import MapPlan, MapSums, check_map, on_map
+from csst_dask.pipeline.source import open_files
+from csst_dask.pipeline.summary import Summary
+from csst_dask.runners.blocks import Expect, announce, block_size, divide, recording, run_blocks
+from csst_dask.runners.faults import TaskFailed
+from csst_dask.runners.ingest import take_stock
+from csst_dask.runners.networks import choose_pair
+from csst_dask.store import SurveyStore, check_usable
 
-Stage = Callable[[str], tuple[Callable[[str, str, str], None], Callable[[int], None]]]
+Stage = Callable[[str], tuple[Progress, Expect]]
 """Given a stage's name, returns what to call for each chip and with the number of chips."""
 
 
-def check(config: Config) -> None:
+def check_run(config: Config) -> None:
     """Refuse a run that could not finish, before it starts.
 
     Raises
@@ -39,16 +48,30 @@ def check(config: Config) -> None:
     identify_pair(config.inference.weights)
 
 
-def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, Summary], xr.Dataset]:
-    """Ingest and predict block by block, then map.
+def run_survey(
+    client: Client,
+    store: SurveyStore,
+    config: Config,
+    stage: Stage,
+    *,
+    update: bool = False,
+    retry_failed: bool = False,
+) -> tuple[dict[str, Summary], xr.Dataset]:
+    """Ingest, predict and project block by block, and write the map.
 
     Parameters
     ----------
     client : distributed.Client
+    store : SurveyStore
+        Opened to write.
     config : Config
-        With ``inputs``, ``store`` and ``map.out``.
+        With ``inputs`` and ``map.out``.
     stage : callable
         Makes the progress calls of each stage.
+    update : bool
+        Read chips again whose files have changed.
+    retry_failed : bool
+        Try chips again that failed in too many runs.
 
     Returns
     -------
@@ -56,10 +79,36 @@ def run_survey(client: Client, config: Config, stage: Stage) -> tuple[dict[str, 
         By stage.
     sky : xarray.Dataset
     """
-    check(config)
-    path = str(config.store)
-    ingested, predicted = process_survey(client, config.inputs, path, config, *stage("ingest and predict"))
-    summaries = {"ingest": ingested, "predict": predicted}
-    predictions = stored.read(path).load()
-    sky, summaries["map"] = map_survey(client, predictions, config.map, None, *stage("map"), config.execution)
-    return summaries, sky
+    start = time.monotonic()
+    read, predict, sky = Summary(), Summary(), Summary()
+    predict.tasks = sky.tasks = read.tasks
+    files = take_stock(store, config.inputs, config, read, update=update, retry_failed=retry_failed)
+    store.supersede()
+    pair = choose_pair(client, config, store)
+    have = prepare_predictions(store, pair, config)
+    known = plan_predicting(store, have, config, predict, retry_failed=retry_failed)
+    mapped = np.flatnonzero(on_map(store)).tolist()
+    plan = MapPlan(store, config.map)
+    progress, expect = stage("ingest, predict, map")
+    if not files and not known and plan.is_made:
+        announce(expect, [])
+        found = plan.open_made(sky)
+        read.seconds = time.monotonic() - start
+        return {"ingest": read, "predict": predict, "map": sky}, found
+    announce(expect, files, known, mapped)
+    lean = config.model_copy(update={"inputs": ()})
+    work = Work(store.location, store.rows, lean, open_files, pair, config.map.nside)
+    sums = MapSums(config.map.nside, [*files, *known, *mapped], store)
+    recorder = Recorder(store, read, predict, sky, progress, sums, **recording(config.execution))
+    blocks = divide(
+        block_size(client, config.execution, len(files) + len(known) + len(mapped)),
+        files, scalars_of(store, known), predictions_of(store, mapped),
+    )  # fmt: skip
+    run_blocks(client, "run", blocks, work, recorder, read.tasks)
+    made = MapPlan(store, config.map)
+    if lost := sums.lost.intersection(made.rows):
+        raise TaskFailed(f"{len(lost)} chips could not be projected on the sky, such as {store.name(min(lost))}")
+    found = made.finish(sums.total(made.rows), sky)
+    for summary in (read, predict, sky):
+        summary.seconds = time.monotonic() - start
+    return {"ingest": read, "predict": predict, "map": sky}, found

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import shlex
 
+import dask
+
+HOST = "127.0.0.1"
+"""Address on which the processes of a local cluster listen."""
+
 # glibc gives memory back so eagerly by default that big buffers cost a page fault a page on every task
 ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -19,7 +24,6 @@ _ENVIRON = "distributed.nanny.pre-spawn-environ."
 
 SETTINGS = {
     **{_ENVIRON + name: value for name, value in ENVIRONMENT.items()},
-    "distributed.comm.timeouts.connect": "30s",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     # a paused worker would wait for memory that nobody frees; the nanny ends one that needs too much
@@ -30,7 +34,12 @@ SETTINGS = {
     # workers that wait in a queue are no failure; the client has a patience of its own
     "distributed.scheduler.no-workers-timeout": None,
 }
-"""Dask's settings, to be made before a scheduler or worker starts."""
+"""Dask's settings of schedulers and workers, which read them when they start."""
+
+
+def applied() -> dask.config.set:
+    """A context in which Dask's configuration has these settings; before and after it is the user's."""
+    return dask.config.set(SETTINGS)
 
 
 def exports() -> list[str]:

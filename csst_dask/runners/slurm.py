@@ -1,4 +1,8 @@
-"""Workers as SLURM jobs of their own, through dask-jobqueue; the scheduler is in the client's process."""
+"""Workers as SLURM jobs of their own, through dask-jobqueue; the scheduler is in the client's process.
+
+Both listen on the network, so what they say is encrypted, and only who holds the certificates of this cluster is
+heard: they are made for it, and lie in files that its user alone can read until it ends.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from distributed import Client
+from distributed.security import Security
 
 from csst_dask.config import ClusterConfig, SlurmConfig
 from csst_dask.errors import ConfigError
-from csst_dask.runners.settings import exports
+from csst_dask.runners.settings import HOST, exports
 
 POLL = 1.0
 """Seconds between looks at the queue."""
@@ -22,6 +28,37 @@ LEAVE = 60
 """Seconds before its walltime at which a worker leaves, so that its tasks go to others."""
 GONE = 20.0
 """Seconds after which jobs that SLURM knows no more have failed; a worker may be on its way until then."""
+ANSWER = 60.0
+"""Seconds in which SLURM answers a question."""
+
+
+class NoAnswer(Exception):
+    """SLURM did not answer in time; the message says what was asked."""
+
+
+def ask_slurm(*words: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Ask a command of SLURM.
+
+    Parameters
+    ----------
+    *words : str
+        The command.
+    script : str, optional
+        Its standard input.
+
+    Returns
+    -------
+    subprocess.CompletedProcess
+
+    Raises
+    ------
+    NoAnswer
+        If it does not end in time.
+    """
+    try:
+        return subprocess.run(words, input=script, capture_output=True, text=True, timeout=ANSWER)
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"{words[0]} gave no answer in {ANSWER:g} s") from None
 
 
 def start_slurm_cluster(config: ClusterConfig) -> Any:
@@ -40,17 +77,21 @@ def start_slurm_cluster(config: ClusterConfig) -> Any:
     Raises
     ------
     ConfigError
-        If a program or package is missing, or SLURM would refuse the jobs.
+        If a program or package is missing, or SLURM would refuse the jobs, or does not answer.
     """
     slurm = config.slurm or SlurmConfig()
     if not (config.workers or config.maximum):
         raise ConfigError("cluster.slurm: found no number of workers; give cluster.workers, or cluster.maximum")
     if shutil.which("sbatch") is None:
         raise ConfigError("cluster.slurm: sbatch is not on PATH; start this on a machine that submits to SLURM")
+    kind, security = slurm_cluster(), certificates()
+    shared = slurm.log_directory or Path.cwd()
     try:
-        cluster = slurm_cluster()(
-            scheduler_options={"dashboard_address": config.dashboard}, silence_logs="error", **job_options(slurm)
-        )
+        shared.mkdir(parents=True, exist_ok=True)
+        cluster = kind(
+            scheduler_options={"dashboard_address": config.dashboard}, security=security,
+            shared_temp_directory=str(shared.absolute()), silence_logs="error", **job_options(slurm),
+        )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"cluster.slurm: dask-jobqueue refuses this ({error})") from None
     try:
@@ -59,6 +100,24 @@ def start_slurm_cluster(config: ClusterConfig) -> Any:
         cluster.close(timeout=10)
         raise
     return cluster
+
+
+def certificates() -> Security:
+    """Make certificates for one cluster: of its scheduler, its workers and its client.
+
+    Returns
+    -------
+    distributed.Security
+
+    Raises
+    ------
+    ConfigError
+        If the package that makes them is missing.
+    """
+    try:
+        return Security.temporary()
+    except ImportError:
+        raise ConfigError("cluster.slurm: cryptography is missing: pip install 'csst_dask[slurm]'") from None
 
 
 def slurm_cluster() -> type:
@@ -118,7 +177,7 @@ def job_options(slurm: SlurmConfig) -> dict[str, Any]:
         "job_extra_directives": directives,
         "job_script_prologue": [*exports(), lifetime, *slurm.prologue],
         "worker_command": "dask_cuda.cli" if slurm.gpus else "distributed.cli.dask_worker",
-        "worker_extra_args": ["--no-dashboard"],
+        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{HOST}:0"],
         "python": shlex.quote(sys.executable),
     }
 
@@ -133,9 +192,12 @@ def check_job(script: str) -> None:
     Raises
     ------
     ConfigError
-        With SLURM's words, if not.
+        With SLURM's words, if not; or if it does not answer.
     """
-    found = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True)
+    try:
+        found = ask_slurm("sbatch", "--test-only", script=script)
+    except NoAnswer as error:
+        raise ConfigError(f"cluster.slurm: {error}; look with sinfo whether SLURM is well, then try again") from None
     if found.returncode:
         said = found.stderr.strip() or f"exit status {found.returncode}"
         raise ConfigError(f"cluster.slurm: SLURM refuses the jobs: {said}")
@@ -164,7 +226,7 @@ def wait_for_first_worker(client: Client, cluster: Any, config: ClusterConfig, q
         jobs = [job.job_id for job in cluster.workers.values() if getattr(job, "job_id", None)]
         states = job_states(jobs)
         now = time.monotonic()
-        if states or not jobs:
+        if states or states is None or not jobs:
             known = now
         if now - known > GONE:
             where = f"in {slurm.log_directory}" if slurm.log_directory else f"slurm-{jobs[0]}.out"
@@ -173,23 +235,42 @@ def wait_for_first_worker(client: Client, cluster: Any, config: ClusterConfig, q
             )
         if now - start > slurm.wait:
             raise ConfigError(
-                f"cluster.slurm: no worker after {slurm.wait:g} s ({', '.join(states) or 'nothing in the queue'}); "
+                f"cluster.slurm: no worker after {slurm.wait:g} s ({_line(states) or 'nothing in the queue'}); "
                 "wait longer with cluster.slurm.wait, or ask for less"
             )
-        line = ", ".join(states)
+        line = _line(states)
         if not quiet and line and line != told:
             print(f"Dask: waiting for SLURM ({line})", flush=True)
             told = line
         time.sleep(POLL)
 
 
-def job_states(jobs: list[str]) -> list[str]:
-    """What the queue says of jobs, such as ``2 PENDING (Resources)``; nothing of those that have ended."""
+def _line(states: list[str] | None) -> str:
+    return "no answer from squeue" if states is None else ", ".join(states)
+
+
+def job_states(jobs: list[str]) -> list[str] | None:
+    """What the queue says of jobs.
+
+    Parameters
+    ----------
+    jobs : list of str
+        Their numbers.
+
+    Returns
+    -------
+    list of str or None
+        Such as ``2 PENDING (Resources)``, with nothing of jobs that have ended; None if SLURM does not answer.
+    """
     if not jobs:
         return []
-    words = ["squeue", "-h", "-j", ",".join(jobs), "-o", "%T %r"]
-    lines = subprocess.run(words, capture_output=True, text=True).stdout.splitlines()
-    kinds = [line.replace(" None", "") for line in lines]
+    try:
+        found = ask_slurm("squeue", "-h", "-j", ",".join(jobs), "-o", "%T %r")
+    except NoAnswer:
+        return None
+    if found.returncode and "Invalid job id" not in found.stderr:
+        return None
+    kinds = [line.replace(" None", "") for line in found.stdout.splitlines()]
     return [
         f"{kinds.count(kind)} {kind.replace(' ', ' (', 1) + ')' if ' ' in kind else kind}" for kind in sorted({*kinds})
     ]

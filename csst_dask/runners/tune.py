@@ -20,9 +20,9 @@ from csst_dask.config import Config, ExecutionConfig, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.runners.cluster import known_workers
 from csst_dask.runners.faults import Failure, TaskFailed
-from csst_dask.runners.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
 from csst_dask.runners.window import Task, run_tasks
-from csst_dask.store.survey import locate_all
+from csst_dask.store.location import locate_all
+from csst_dask.training.study import JOURNAL, Search, count_states, create_study, fail_orphans, open_study, trial_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -164,7 +164,7 @@ def _conclude(study: optuna.Study, search: Search, arch: str) -> dict[str, Any]:
     """Write the best settings and count the trials."""
     import yaml
 
-    from csst_dask.models.files import write_atomically
+    from csst_dask.outputs import write_atomically
     from csst_dask.training.run import HOW
 
     states = count_states(study)

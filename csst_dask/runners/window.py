@@ -19,11 +19,12 @@ from distributed import Client, Future, KilledWorker, get_worker
 
 from csst_dask.config import ExecutionConfig
 from csst_dask.errors import ConfigError, describe_error
-from csst_dask.runners.alone import Died, run_alone
+from csst_dask.pipeline.isolated import Died, run_alone
+from csst_dask.pipeline.stopping import Stopped, stop_requested
+from csst_dask.pipeline.summary import TaskStats
 from csst_dask.runners.cluster import most_workers
 from csst_dask.runners.faults import Failure, Fault, TooManyFailures, classify
 from csst_dask.runners.guard import Outcome, guarded
-from csst_dask.runners.stopping import Stopped, stop_requested
 from csst_dask.runners.watch import ClusterWatch
 
 LEAST = 4
@@ -47,32 +48,11 @@ class Task:
     """The chip's key, where the task is about one chip."""
     chips: int = 1
     """How many chips it works on; its time limit grows with them."""
-    parts: Callable[[], Sequence[Task]] | None = None
-    """Makes tasks for its chips one by one, to find out which of them ends its process."""
-
-
-@dataclass(frozen=True)
-class Partial:
-    """What a function returns that could do only some of a task's chips."""
-
-    value: Any
-    """Result of those that it could do; None if there are none."""
-    errors: Mapping[int, Exception]
-    """What the others raised, by their place among the task's parts; they are tried again one by one."""
-
-
-@dataclass
-class Effort:
-    """What the tasks of a stage took."""
-
-    peak_memory: int = 0
-    """Largest resident memory of any worker, byte."""
-    busy: float = 0.0
-    """Wall time within tasks, s."""
-    lost_workers: int = 0
-    """Workers that died with tasks; one that Dask starts again in the place of another is another."""
-    repeats: int = 0
-    """Tasks that were tried again for any reason."""
+    parts: Sequence[Any] = ()
+    """Names of what it is made of, such as rows of chips."""
+    part: Callable[[Any, Any], Task] | None = None
+    """Makes the task of one of them, given its name and what the whole task has returned, or None: to find out which
+    of them ends its process, and to try again those whose errors the result names."""
 
 
 @dataclass
@@ -108,7 +88,7 @@ def run_tasks(
     function: Callable[..., Any],
     tasks: Iterable[Task],
     limits: ExecutionConfig | None = None,
-    effort: Effort | None = None,
+    stats: TaskStats | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """Submit tasks in a sliding window and yield results as they come.
 
@@ -123,7 +103,7 @@ def run_tasks(
         Read as the window moves on.
     limits : ExecutionConfig, optional
         Without them no task is limited in time.
-    effort : Effort, optional
+    stats : TaskStats, optional
         Receives what the tasks took.
 
     Yields
@@ -142,7 +122,7 @@ def run_tasks(
     Stopped
         If the run was asked to stop; the tasks that ended in time have been yielded.
     """
-    window = _Window(client, stage, function, limits or ExecutionConfig(time_limit=None), effort or Effort())
+    window = _Window(client, stage, function, limits or ExecutionConfig(time_limit=None), stats or TaskStats())
     try:
         yield from window.results(iter(tasks))
     finally:
@@ -155,7 +135,7 @@ class _Window:
     stage: str
     function: Callable[..., Any]
     limits: ExecutionConfig
-    effort: Effort
+    stats: TaskStats
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     pending: dict[str, tuple[Future, _Job]] = field(default_factory=dict)
     """Submitted, by key."""
@@ -171,7 +151,7 @@ class _Window:
     exhausted: bool = False
 
     def __post_init__(self) -> None:
-        self.watch = ClusterWatch(self.client, self.limits.patience)
+        self.watch = ClusterWatch(self.client, self.limits.storage_timeout)
 
     def results(self, source: Iterator[Task]) -> Iterator[tuple[Task, Any]]:
         stop_at: float | None = None
@@ -195,7 +175,7 @@ class _Window:
             future.release()
             for task, result in self._fault(job, error) if error is not None else self._judge(job, outcome):
                 yield task, result
-                self._count(result)
+                self._count(task, result)
 
     def close(self) -> None:
         """Let go of what is in flight."""
@@ -249,36 +229,40 @@ class _Window:
             del self.waits[key]
 
     def _judge(self, job: _Job, outcome: Outcome) -> list[tuple[Task, Any]]:
-        self.effort.peak_memory = max(self.effort.peak_memory, outcome.peak_memory)
-        self.effort.busy += outcome.seconds
-        if isinstance(outcome.value, Partial):
-            return self._judge_parts(job, outcome.value)
+        self.stats.peak_memory = max(self.stats.peak_memory, outcome.peak_memory)
+        errors = getattr(outcome.value, "errors", None)
+        if errors:
+            return self._judge_parts(job, outcome.value, errors)
         if not isinstance(outcome.value, Died):
             return [(job.task, outcome.value)]
         if self._split(job, alone=True):
             return []
         job.deaths += 1
-        if job.deaths < self.limits.deaths:
+        if job.deaths < self.limits.process_deaths:
             self._again(job, 0.0)
             return []
         reason = f"{outcome.value.reason}, {job.deaths} times on its own; nothing else was lost"
         return [(job.task, Failure(reason, poison=True))]
 
-    def _judge_parts(self, job: _Job, partial: Partial) -> list[tuple[Task, Any]]:
-        parts = job.task.parts() if job.task.parts else [job.task]
-        found = [] if partial.value is None else [(job.task, partial.value)]
-        for place, error in partial.errors.items():
-            part = job if len(parts) == 1 else self._job(parts[place], job.alone)
+    def _judge_parts(self, job: _Job, value: Any, errors: Mapping[Any, Exception]) -> list[tuple[Task, Any]]:
+        """A result that names errors: what was done counts, the rest is tried again."""
+        found: list[tuple[Task, Any]] = [(job.task, value)]
+        assert job.task.part is not None
+        for name, error in errors.items():
+            task = job.task.part(name, value)
+            if len(job.task.parts) == 1:
+                job.task, part = task, job
+            else:
+                part = self._job(task, job.alone)
             found += self._fault(part, error)
         return found
 
     def _split(self, job: _Job, alone: bool) -> bool:
-        """Go on with the chips of a task one by one; whether there are several."""
-        parts = job.task.parts() if job.task.parts else []
-        if len(parts) < 2:
+        """Try the parts of a task one by one; whether there are several."""
+        if len(job.task.parts) < 2 or job.task.part is None:
             return False
-        for part in parts:
-            self._again(self._job(part, alone), 0.0)
+        for name in job.task.parts:
+            self._again(self._job(job.task.part(name, None), alone), 0.0)
         return True
 
     def _job(self, task: Task, alone: bool = False) -> _Job:
@@ -295,18 +279,18 @@ class _Window:
         if fault is Fault.LOST_WORKER:
             if isinstance(error, KilledWorker) and error.last_worker.server_id not in self.lost:
                 self.lost.add(error.last_worker.server_id)
-                self.effort.lost_workers += 1
+                self.stats.lost_workers += 1
             job.losses += 1
             # one that loses its worker though it runs in a process of its own is not to blame
             job.suspicion = 0 if job.alone else job.suspicion + 1
-            job.alone = job.suspicion >= self.limits.losses
+            job.alone = job.suspicion >= self.limits.worker_losses
             again = job.losses < MOST_LOSSES
         elif fault is Fault.LOST_SCHEDULER:
             again, pause = True, _pause(job.forgotten)
             job.forgotten += 1
         elif fault is Fault.OUTAGE:
             job.failing_since = job.failing_since or now
-            again, pause = now - job.failing_since < self.limits.patience, _pause(job.outages)
+            again, pause = now - job.failing_since < self.limits.storage_timeout, _pause(job.outages)
             job.outages += 1
         else:
             again, pause = job.errors < self.limits.retries, _pause(job.errors)
@@ -317,12 +301,16 @@ class _Window:
         return []
 
     def _again(self, job: _Job, pause: float) -> None:
-        self.effort.repeats += 1
+        self.stats.repeats += 1
         heapq.heappush(self.later, (time.monotonic() + pause, job))
 
-    def _count(self, result: Any) -> None:
-        self.failed_in_row = self.failed_in_row + 1 if isinstance(result, Failure) else 0
-        if self.failed_in_row >= self.limits.failures_in_row:
+    def _count(self, task: Task, result: Any) -> None:
+        if not isinstance(result, Failure):
+            if len(getattr(result, "errors", ())) < max(len(task.parts), 1):  # else no part of it succeeded
+                self.failed_in_row = 0
+            return
+        self.failed_in_row += 1
+        if self.failed_in_row >= self.limits.consecutive_failures:
             raise TooManyFailures(
                 f"{self.failed_in_row} tasks failed one after the other, the last with: {result.reason}"
             )

@@ -10,8 +10,7 @@ from healpix_geo import nested
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.focal_plane import DETECTOR_AREA, detector_wcs, frame_center
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import DETECTOR_AREA, detector_wcs, frame_center, unit_vectors
 from csst_dask.schema import CLASS_EDGES, STAR_LIMIT, density_class
 from csst_dask.simulation.milky_way import galactic_rotation
 from csst_dask.simulation.physics import SkyPhysics

@@ -10,8 +10,14 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import PIXEL_SCALE, detector_wcs, frame_center, frame_corners, tpv_terms
+from csst_dask.instrument.focal_plane import (
+    BAND_TABLE,
+    PIXEL_SCALE,
+    detector_wcs,
+    frame_center,
+    frame_corners,
+    tpv_terms,
+)
 from csst_dask.io.filenames import survey_name
 from csst_dask.io.readout import CHANNELS, OVERSCAN, OVERSCAN_ROWS, PRESCAN
 from csst_dask.io.truth import write_truth
@@ -153,7 +159,7 @@ def _wcs_header(chip: Chip, distortion: float) -> fits.Header:
 
 
 def chip_info(chip: Chip) -> ChipInfo:
-    """What the store records about a chip before its pixels are reduced."""
+    """What the store records about a chip before its pixels are measured."""
     wcs, shape = _wcs(chip, chip.exposure.distortion), chip.image.shape
     ra, dec = frame_center(wcs, (shape[0], shape[1]))
     corner_ra, corner_dec = frame_corners(wcs, (shape[0], shape[1]))
@@ -181,8 +187,8 @@ def expected_files(folder: Path, exposure: Exposure, detector: int, product: Pro
 
     key, truth = chip_key(exposure, detector), path("truth")
     if product == "level1":
-        return ChipFiles(key, path("img"), path("wht"), path("flg"), truth)
-    return ChipFiles(key, path("raw"), truth=truth)
+        return ChipFiles(key, path("img"), path("wht"), path("flg"), truth, level=1)
+    return ChipFiles(key, path("raw"), truth=truth, level=0)
 
 
 def write_chip(chip: Chip, folder: Path, product: Product = "level1", model: DetectorModel | None = None) -> ChipFiles:
@@ -248,5 +254,6 @@ def _write_fits(path: str, data: np.ndarray, primary: fits.Header, header: fits.
     if extname == "flg":
         del second.header["BUNIT"]
     part = f"{path}.part"
-    fits.HDUList([first, second]).writeto(part, overwrite=True)
+    with open(part, "wb") as stream:
+        fits.HDUList([first, second]).writeto(stream)
     os.replace(part, path)

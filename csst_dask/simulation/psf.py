@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import PIXEL_SCALE
+from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
 from csst_dask.simulation.mixture import fit_mixture, gaussian_energy
 
 DIAMETER = 2.0

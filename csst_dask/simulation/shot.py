@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import PIXEL_SCALE
+from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
 from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.artefacts import Trail
 from csst_dask.simulation.detector import DetectorModel

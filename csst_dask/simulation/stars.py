@@ -10,7 +10,7 @@ import numpy as np
 from healpix_geo import nested
 from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 from csst_dask.schema import BANDS, STAR_LIMIT
 from csst_dask.simulation import cells as draws
 from csst_dask.simulation.catalogue import CELL_ORDER, Stars

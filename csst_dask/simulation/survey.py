@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from csst_dask.config import SimulationConfig, load_config
 from csst_dask.errors import ConfigError
 from csst_dask.instrument.distortion import DISTORTION
-from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS, frame_center
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS, frame_center, unit_vectors
 from csst_dask.schema import BANDS, STAR_LIMIT
 from csst_dask.simulation.artefacts import draw_trails
 from csst_dask.simulation.exposure import Exposure

@@ -1,6 +1,7 @@
-"""The survey store: one Zarr group for all chips."""
+"""The survey store: one Zarr group for all chips, and the object that owns it."""
 
-from csst_dask.store.survey import create_survey, open_scalars, open_survey
-from csst_dask.store.writer import ChipWriter
+from csst_dask.store.create import check_usable
+from csst_dask.store.location import locate
+from csst_dask.store.survey import SurveyStore
 
-__all__ = ["ChipWriter", "create_survey", "open_scalars", "open_survey"]
+__all__ = ["SurveyStore", "check_usable", "locate"]

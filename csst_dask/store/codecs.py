@@ -1,10 +1,11 @@
-"""How pixels are packed: which codec serves which array, and rounding that makes noise compressible."""
+"""How arrays are packed: which codec serves which array, a checksum on every chunk, and rounding that compresses."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 STEPS_PER_SIGMA = 16
 """Quantised pixels keep at least this many steps in the sky's standard deviation."""
@@ -17,14 +18,24 @@ def image_codec(pixels: str) -> BloscCodec:
     return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
 
 
-def mask_codec() -> ZstdCodec:
-    """Codec of masks and headers."""
+def mask_codec() -> BloscCodec:
+    """Codec of masks: most bytes are equal, so that a fast match finder takes them in one go."""
+    return BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
+
+
+def text_codec() -> ZstdCodec:
+    """Codec of headers and per-chip variables."""
     return ZstdCodec(level=1)
 
 
 def maps_codec() -> BloscCodec:
-    """Codec of the reduced maps."""
+    """Codec of block statistics and of counts of peaks."""
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+
+
+def checked(codec: BytesBytesCodec) -> list[BytesBytesCodec]:
+    """A codec, and a CRC-32C of what it made: a chunk that was torn or changed cannot be read without notice."""
+    return [codec, Crc32cCodec()]
 
 
 def quantisation_step(sky_sigma: float) -> float:

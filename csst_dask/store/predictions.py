@@ -1,146 +1,160 @@
-"""The ``predictions`` group of a survey store: one row for each chip, on its own feet.
+"""The ``predictions`` group of a survey store: one row for each chip, always as many as the store has.
 
-It repeats the chips' coordinates, so that it can be mapped without the rest of the store's variables.
+It repeats the chips' coordinates, so that it can be mapped without the rest of the store. ``predicted`` is written
+last: a row that a process left half written is marked, and cleared when the store is opened to be written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from csst_dask.errors import ConfigError
-from csst_dask.schema import CLASS_LABELS, N_CLASSES, ROUTE_FLAGS
-from csst_dask.store.layout import CHIP_VARIABLES, COORDINATES, NAN, Variable
-from csst_dask.store.rows import write_columns
-from csst_dask.store.survey import PREDICTIONS, array_of, create_array, locate, open_group, plain_strings
-
-CHIP = Variable("chip", ("chip",), np.int64, -1, {"long_name": "row in the survey store"})
-
-COPIED = tuple(v for v in CHIP_VARIABLES if v.name in COORDINATES)
-"""Coordinates that the group repeats."""
-
-
-def _value(name: str, dtype: Any, fill: Any, long_name: str, units: str = "1", **attrs: Any) -> Variable:
-    return Variable(name, ("chip",), dtype, fill, {"long_name": long_name, "units": units, **attrs})
+from csst_dask.schema import ROUTE_CODES
+from csst_dask.store.arrays import array_of, at_once, read_column, write_rows
+from csst_dask.store.layout import (
+    COPIED,
+    IDENTITY,
+    INCOMPLETE,
+    NONE,
+    PREDICTED,
+    PREDICTION_AXES,
+    PREDICTION_VARIABLES,
+    WHOLE,
+)
 
 
-PREDICTED = (
-    Variable(
-        "class_probability", ("chip", "density_level"), np.float32, NAN,
-        {"long_name": "probability of each density class", "units": "1"}, (N_CLASSES,),
-    ),
-    _value("density_class", np.int8, -1, "most probable density class, -1 without prediction"),
-    _value("confidence", np.float32, NAN, "largest class probability"),
-    _value("log_star", np.float32, NAN, "log10(1 + stars on the frame), NaN where the networks give none"),
-    _value("star_lower", np.float32, NAN, "lower bound of the interval of the stars on the frame"),
-    _value("star_upper", np.float32, NAN, "upper bound of the interval of the stars on the frame"),
-    _value("log_bright", np.float32, NAN, "log10(1 + bright stars on the frame), NaN where bypassed"),
-    _value("bright_count", np.float32, NAN, "bright stars on the frame, NaN where bypassed"),
-    _value("bright_lower", np.float32, NAN, "lower bound of the interval of bright_count"),
-    _value("bright_upper", np.float32, NAN, "upper bound of the interval of bright_count"),
-    _value("unlike", bool, False, "unlike the training data"),
-)  # fmt: skip
-"""What tasks return."""
-
-ROUTED = (
-    Variable("route", ("chip",), str, "", {"long_name": "what the pipeline should do next"}),
-    _value(
-        "route_flags", np.uint8, 0, "every route that applies",
-        flag_masks=list(ROUTE_FLAGS.values()), flag_meanings=" ".join(ROUTE_FLAGS),
-    ),
-)  # fmt: skip
-"""What the client makes of it."""
-
-
-def prepare(path: str, rows: int, identity: Mapping[str, Any]) -> NDArray[np.int8]:
-    """Make room for the predictions of a store's chips.
-
-    Predictions of other weights, or with fewer variables, are dropped: a group is the work of one pair of networks.
+class PredictionTable:
+    """Predictions of a store's chips.
 
     Parameters
     ----------
-    path : str
-        Survey store.
-    rows : int
-        Number of chips.
-    identity : mapping
-        Attributes that must agree for predictions to be kept.
-
-    Returns
-    -------
-    (rows,) int8 array
-        Density classes that are there already; -1 where there is no prediction.
+    group : zarr.Group
+    chips : mapping of str to zarr.Array
+        Arrays of the store itself, whose coordinates are repeated.
+    begin : callable
+        Called before every write.
     """
-    root = open_group(path, "r+")
-    group = root.get(PREDICTIONS)
-    variables = (CHIP, *COPIED, *PREDICTED, *ROUTED)
-    if (
-        not isinstance(group, zarr.Group)
-        or any(group.attrs.get(k) != v for k, v in identity.items())
-        or any(variable.name not in group for variable in variables)
-    ):
-        group = root.create_group(PREDICTIONS, overwrite=True)
-        for variable in variables:
-            create_array(group, variable)
-        level = group.create_array(
-            "density_level", shape=(N_CLASSES,), dtype=np.int8, dimension_names=("density_level",)
-        )
-        level[:] = np.arange(N_CLASSES)
-        level.attrs.update({"long_name": "density class", "flag_meanings": " ".join(CLASS_LABELS)})
-        group.attrs.update({**identity, "store": path, "coordinates": " ".join(v.name for v in COPIED)})
-    for variable in variables:
-        array_of(group, variable.name).resize((rows, *variable.shape))
-    array_of(group, "chip")[:] = np.arange(rows)
-    return np.asarray(array_of(group, "density_class")[:])
 
+    def __init__(self, group: zarr.Group, chips: Mapping[str, Any], begin: Callable[[], None]):
+        self.group, self._chips, self._begin = group, chips, begin
 
-def batch_of(path: str, identity: Mapping[str, Any]) -> int | None:
-    """Batch that a store's predictions were made with; None if there are none with these attributes."""
-    group = open_group(path, "r").get(PREDICTIONS)
-    if not isinstance(group, zarr.Group) or any(group.attrs.get(k) != v for k, v in identity.items()):
-        return None
-    batch = group.attrs.get("batch")
-    return batch if isinstance(batch, int) else None
+    def touch(self) -> None:
+        """Remove consolidated metadata, which would be stale."""
+        self.group.update_attributes({})
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes: whose predictions they are, and how they were made."""
+        return dict(self.group.attrs)
 
-def write(path: str, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, NDArray]) -> None:
-    """Write predictions, or coordinates and routes, of some rows; client only."""
-    write_columns(array_of(open_group(path, "r+"), PREDICTIONS), rows, values)
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """All arrays of the group, by name, in the order of the layout."""
+        names = [variable.name for variable in (*PREDICTION_VARIABLES, *PREDICTION_AXES)]
+        return dict(zip(names, at_once(lambda name: array_of(self.group, name), names), strict=True))
 
+    @cached_property
+    def state(self) -> NDArray[np.uint8]:
+        """`layout.PREDICTED_STATES` of all rows, in memory; this object keeps it up to date."""
+        return self.column("predicted")
 
-def describe(path: str, attrs: Mapping[str, Any]) -> None:
-    """Update the group's attributes."""
-    open_group(path, "r+")[PREDICTIONS].attrs.update(attrs)
+    def column(self, name: str, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray:
+        """A variable of all rows or of some; text is decoded."""
+        return read_column(self.arrays[name], self._chips["status"].shape[0], rows, str(self.group.store_path))
 
+    def route_names(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.str_]:
+        """Routes of all rows or of some, as text."""
+        return np.array(ROUTE_CODES)[self.column("route", rows)]
 
-def read(path: str | Path, *, chunks: Any = None) -> xr.Dataset:
-    """Open the predictions of a store.
+    def scalars(self) -> xr.Dataset:
+        """All predictions but the tiles, loaded, with ``route`` as text; an empty row where there is none."""
+        wanted = [v for v in (*COPIED, *PREDICTED) if "ty" not in v.dims]
+        columns = at_once(lambda variable: self.column(variable.name), wanted)
+        data = {v.name: (v.dims, values) for v, values in zip(wanted, columns, strict=True)}
+        data["route"] = ("chip",), self.route_names()
+        data["predicted"] = ("chip",), self.column("predicted") == WHOLE
+        return xr.Dataset(data, coords={"chip": np.arange(len(data["predicted"][1]))}, attrs=self.attrs)
 
-    Parameters
-    ----------
-    path : path or str
-        Survey store.
-    chunks
-        As in `xarray.open_zarr`; None reads without Dask.
+    def prepare(self, identity: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Make the table ready for predictions of a pair of networks; those of others are dropped.
 
-    Returns
-    -------
-    xarray.Dataset
-        ``chip`` is the row in the store, ``attrs["store"]`` its path.
+        Parameters
+        ----------
+        identity : mapping
+            Attributes that must agree for predictions to be kept.
 
-    Raises
-    ------
-    ConfigError
-        If the store has none.
-    """
-    where = locate(path)
-    if PREDICTIONS not in open_group(where):
-        raise ConfigError(f"{path} has no predictions; run 'csst-dask predict --store {path}' first")
-    found = xr.open_zarr(where, group=PREDICTIONS, consolidated=False, chunks=chunks)
-    return plain_strings(found).assign_attrs(store=where)
+        Returns
+        -------
+        (rows,) bool array
+            Chips that these networks have predicted already.
+        """
+        self._grown()
+        if any(self.group.attrs.get(name) != value for name, value in identity.items()):
+            self.blank(np.flatnonzero(self.state != NONE))
+            self.set_attrs(identity)
+        return self.state == WHOLE
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Add attributes, where they differ."""
+        if any(self.group.attrs.get(name) != value for name, value in attrs.items()):
+            self._begin()
+            self.group.update_attributes(dict(attrs))
+
+    def write(self, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, ArrayLike]) -> None:
+        """Write predictions of some rows and repeat their coordinates; the marker comes last.
+
+        Parameters
+        ----------
+        rows : (n,) sequence of int
+        values : mapping of str to array
+            Some of `layout.PREDICTED`.
+        """
+        if not len(rows):
+            return
+        self._begin()
+        index = np.asarray(rows, np.int64)
+        self._mark(index, INCOMPLETE)
+        copied = {v.name: self._chips[v.name].oindex[index] for v in COPIED}
+        write_rows(self.arrays, index, {**copied, **values})
+        self._mark(index, WHOLE)
+
+    def set_route(self, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, ArrayLike]) -> None:
+        """Write routes of some rows that have changed."""
+        if len(rows):
+            self._begin()
+            write_rows(self.arrays, rows, values)
+
+    def blank(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Drop what is predicted of some rows, and the copies of their coordinates but for what identifies them."""
+        index = np.asarray(rows, np.int64)
+        self._grown()
+        index = index[(self.state[index] != NONE) | (self.column("route", index) != 0)]
+        if not index.size:
+            return
+        self._begin()
+        self._mark(index, INCOMPLETE)
+        dropped = [*PREDICTED, *(v for v in COPIED if v.name not in IDENTITY)]
+        blank = {v.name: np.full((index.size, *v.shape), v.fill, v.dtype) for v in dropped}
+        write_rows(self.arrays, index, blank)
+        self._mark(index, NONE)
+
+    def clear_incomplete(self) -> None:
+        """Drop what a process that died has left half written."""
+        self.blank(np.flatnonzero(self.state == INCOMPLETE))
+
+    def _mark(self, index: NDArray[np.int64], state: int) -> None:
+        write_rows(self.arrays, index, {"predicted": np.full(index.size, state)})
+        self._grown()
+        self.state[index] = state
+
+    def _grown(self) -> None:
+        """New rows of the store are rows without a prediction."""
+        rows = self._chips["status"].shape[0]
+        if self.state.size < rows:
+            self.__dict__["state"] = np.concatenate([self.state, np.zeros(rows - self.state.size, np.uint8)])

@@ -1,247 +1,490 @@
-"""The survey store on disk: create it, give chips rows, write one chip, open it as xarray.
+"""The survey store: one object that owns a store, opened once and handed down.
 
-The client alone allocates rows and writes per-chip scalars; a task writes only whole chunks of its own chip, so
-tasks never touch the same file and writing a chip again is harmless.
+It alone gives chips rows, records what became of them, and holds the lease. Tasks write whole chunks of their own chip
+(`csst_dask.store.writer.ChipWriter`) and nothing else, so that writing a chip again is harmless. Of several writes that
+belong together the marker of completeness is the last one: a process may die between any two of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 import zarr
+from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.config import IngestConfig, MaskConfig
-from csst_dask.errors import ConfigError
-from csst_dask.schema import CHANNELS
+from csst_dask.errors import ConfigError, DamagedStore, describe_error
+from csst_dask.schema import DONE, PENDING, STATUSES, SUPERSEDED, ChipInfo, ChipKey, ChipResult
+from csst_dask.store.arrays import (
+    array_of,
+    at_once,
+    consolidate,
+    group_of,
+    grow,
+    known_warnings,
+    read_chip,
+    read_column,
+    write_rows,
+)
+from csst_dask.store.create import check_format, check_same_settings, check_usable, create, is_store
+from csst_dask.store.files import FileTable
 from csst_dask.store.layout import (
-    BLOCK,
     CHIP_VARIABLES,
-    COORDINATES,
-    FORMAT,
-    VERSION,
+    FILES,
+    LEDGER,
+    PREDICTIONS,
+    ROOT_AXES,
     Variable,
     pixel_variables,
 )
+from csst_dask.store.lease import Lease
+from csst_dask.store.location import locate, open_group, root_document
+from csst_dask.store.predictions import PredictionTable
 
-FILES = "files"
-PREDICTIONS = "predictions"
+BY_NEWER = "superseded by a newer version"
+"""Begins the reason of such a chip; what was noted about it follows."""
 
-
-def array_of(group: zarr.Group, name: str) -> Any:
-    """An array of a group; Zarr's own types do not tell it from a group or a scalar."""
-    return group[name]
-
-
-def create_array(group: zarr.Group, variable: Variable, rows: int = 0) -> zarr.Array:
-    """Create one array with dimension names and attributes."""
-    return group.create_array(
-        variable.name,
-        shape=(rows, *variable.shape),
-        chunks=variable.chunks or (BLOCK, *variable.shape),
-        shards=variable.shards,
-        dtype=variable.dtype,
-        fill_value=variable.fill,
-        compressors=variable.codec,
-        dimension_names=variable.dims,
-        attributes=dict(variable.attrs),
-    )
+_NAN = float("nan")
+_NO_INFO = ChipInfo("", _NAN, _NAN, _NAN, _NAN, (_NAN,) * 4, (_NAN,) * 4, "")
 
 
-def create_survey(path: str, config: IngestConfig, mask: MaskConfig, *, keep_mask: bool = True) -> None:
-    """Create an empty store; its format is written last, so that an unfinished one is not taken for a store.
+class SurveyStore:
+    """A survey store; `read` or `write` opens one.
 
     Parameters
     ----------
-    path : str
-        Folder or URL; must not hold a store (`exists`).
-    config : IngestConfig
-        Frame, chunks, and what is kept of the pixels.
-    mask : MaskConfig
-        Recorded, since it decides which pixels count as valid.
-    keep_mask : bool
-        False leaves the mask out, for training sets without pixels.
+    location : str
+        As `csst_dask.store.location.locate` gives it.
+    group : zarr.Group
+        Its root.
+    lease : Lease, optional
+        Held; without one the store can only be read.
     """
-    if exists(path):
-        raise ConfigError(f"{path} holds a survey store already; add to it, or name another place")
-    group = zarr.create_group(path, zarr_format=3, overwrite=True)
-    for variable in (
-        *CHIP_VARIABLES,
-        *pixel_variables(config.frame, config.chunks, config.pixels, config.shard, keep_mask),
-    ):
-        create_array(group, variable)
-    channel = group.create_array("channel", shape=(len(CHANNELS),), dtype=str, dimension_names=("channel",))
-    channel[:] = np.array(CHANNELS, dtype=object)
-    files = group.create_group(FILES)
-    for name, text in (("path", "input that gave no chip"), ("reason", "why it gave none")):
-        create_array(files, Variable(name, ("file",), str, "", {"long_name": text}))
-    group.attrs.update(
-        {
-            "Conventions": "CF-1.12",
-            "title": "CSST survey store",
-            "format": FORMAT,
-            "format_version": VERSION,
-            "frame": list(config.frame),
-            "pixels": config.pixels,
-            "invalid_bits": mask.invalid_bits,
-            "flag_bits": {str(bit): name for bit, name in mask.flag_bits.items()},
-            "coordinates": " ".join(COORDINATES),
-        }
-    )
 
+    def __init__(self, location: str, group: zarr.Group, lease: Lease | None = None):
+        self.location, self.lease = location, lease
+        self._group = group
+        self._touched, self._consolidated = False, True
 
-def locate(path: str | Path) -> str:
-    """A store's path as every worker can use it: a URL as it is, a folder from the root."""
-    text = str(path)
-    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a store to read it.
 
+        Raises
+        ------
+        ConfigError
+            If there is no store, or one of another layout.
+        """
+        location = locate(path)
+        check_format(location, root_document(location))
+        return cls(location, open_group(location, read_only=True))
 
-def locate_all(stores: str | Path | Sequence[str | Path]) -> list[str]:
-    """`locate` of one store or of several."""
-    return [locate(store) for store in ([stores] if isinstance(stores, str | Path) else stores)]
+    @classmethod
+    def reserve(
+        cls,
+        path: str | os.PathLike[str],
+        ingest: IngestConfig | None = None,
+        mask: MaskConfig | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> Lease:
+        """Take the lease of a store that can be written, before it is made or opened.
 
+        Parameters
+        ----------
+        path : path or str
+        ingest, mask : IngestConfig and MaskConfig, optional
+            As for `write`.
+        say : callable, optional
+            Receives a line while another process is waited for.
 
-def exists(path: str) -> bool:
-    """Whether there is a survey store at a path.
+        Returns
+        -------
+        Lease
+            Held; a context manager that releases it.
 
-    A group without a format and without chips, which a client leaves that dies while it creates a store, is none.
+        Raises
+        ------
+        ConfigError
+            If there is something else, a store of other settings, or a process that writes to it.
+        """
+        location = locate(path)
+        check_usable(location, ingest, mask)
+        lease = Lease(location, say)
+        lease.acquire()
+        return lease
 
-    Raises
-    ------
-    ConfigError
-        If there is something else, which a new store would spoil.
-    """
-    try:
-        group = zarr.open_group(path, mode="r")
-    except (FileNotFoundError, NotADirectoryError, zarr.errors.ContainsArrayError):
-        folder = Path(path)
-        if "://" not in path and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{path} exists and is no survey store; name another place for the store") from None
-        return False
-    if "format" in group.attrs:
-        return True
-    ours = {v.name for v in (*CHIP_VARIABLES, *pixel_variables((1, 1), (1, 1), "lossless", False, True))}
-    strange = sorted(set(group.keys()) - ours - {"channel", FILES})
-    if strange or ("status" in group and count_rows(group) > 0):
-        what = f"with {', '.join(strange[:3])}" if strange else "without a format"
-        raise ConfigError(f"{path} is a Zarr group {what} and no survey store; name another place for the store")
-    return False
+    @classmethod
+    def write(
+        cls,
+        path: str | os.PathLike[str],
+        ingest: IngestConfig | None = None,
+        mask: MaskConfig | None = None,
+        *,
+        keep_mask: bool = True,
+        damaged: bool = False,
+        lease: Lease | None = None,
+    ) -> Self:
+        """Open a store to write; `close` ends that, and releases its lease.
 
+        Parameters
+        ----------
+        path : path or str
+        ingest : IngestConfig, optional
+            Settings of the store; with them it is made where there is none.
+        mask : MaskConfig, optional
+            Recorded, since it decides which pixels count as valid.
+        keep_mask : bool
+            False leaves the mask out of a new store, for training sets without pixels.
+        damaged : bool
+            Open the store to repair it, though it may be damaged.
+        lease : Lease, optional
+            As `reserve` gives it; by default it is taken now.
 
-def open_group(path: str, mode: Any = "r") -> zarr.Group:
-    """Open a survey store and check that it is one.
+        Raises
+        ------
+        ConfigError
+            As `reserve`.
+        """
+        lease = lease or cls.reserve(path, ingest, mask)
+        location = lease.location
+        try:
+            root = root_document(location)
+            if ingest is not None and mask is not None and not is_store(root):
+                store = cls(location, create(location, ingest, mask, keep_mask), lease)
+                store._consolidated = False
+            else:
+                attrs = check_format(location, root)
+                if ingest is not None and mask is not None:
+                    check_same_settings(location, attrs, ingest, mask)
+                store = cls(location, open_group(location, read_only=False), lease)
+                store._consolidated = "consolidated_metadata" in (root or {})
+            store._repair_lengths()
+            if not damaged:
+                store.predictions.clear_incomplete()
+        except BaseException:
+            lease.release()
+            raise
+        return store
 
-    Raises
-    ------
-    ConfigError
-        If there is no store, or one of another format.
-    """
-    try:
-        group = zarr.open_group(path, mode=mode)
-    except (FileNotFoundError, NotADirectoryError, zarr.errors.ContainsArrayError):
-        raise ConfigError(f"no survey store at {path}; make one with 'csst-dask ingest' or check the path") from None
-    found = (group.attrs.get("format"), group.attrs.get("format_version"))
-    if found != (FORMAT, VERSION):
-        raise ConfigError(f"{path} holds {found[0]!r} version {found[1]}; expected {FORMAT!r} version {VERSION}")
-    return group
+    def close(self) -> None:
+        """Write the consolidated metadata where anything has changed, and give the lease back."""
+        if self.lease is None or not self.lease.held:
+            return
+        try:
+            if self._touched or not self._consolidated:
+                self.lease.check()
+                self._repair_lengths()
+                self._consolidate()
+        finally:
+            self.lease.release()
 
+    def __enter__(self) -> Self:
+        return self
 
-def plain_strings(dataset: xr.Dataset) -> xr.Dataset:
-    """Strings as Python objects: NumPy's own string type cannot be filled with NaN, which ``where`` needs."""
-    names = [name for name in dataset.variables if dataset[name].dtype.kind == "T"]
-    return dataset.assign(
-        {name: dataset[name].astype(object) for name in names if name not in dataset.coords}
-    ).assign_coords({name: dataset[name].astype(object) for name in names if name in dataset.coords})
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:  # what failed is not hidden by what fails after it
+            self.close()
+        except Exception as failed:
+            error.add_note(f"and then: {describe_error(failed)}")
 
+    # what the store is
 
-def open_survey(path: str | Path) -> xr.Dataset:
-    """Open a survey store lazily.
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the root."""
+        return dict(self._group.attrs)
 
-    Parameters
-    ----------
-    path : path or str
-        Folder or URL of a store.
+    @property
+    def zarr_store(self) -> Any:
+        """The Zarr store behind it."""
+        return self._group.store_path.store
 
-    Returns
-    -------
-    xarray.Dataset
-        ``image``, ``mask``, ``reduced`` and ``header`` are Dask arrays with the store's chunks; the rest is read when
-        it is looked at. ``chip`` is the row number, and ``attrs["store"]`` the path.
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Shape (y, x) of the frames, pixel."""
+        ny, nx = self.attrs["frame"]
+        return int(ny), int(nx)
 
-    Raises
-    ------
-    ConfigError
-        If there is no store at the path, or a client died while it gave chips rows there.
-    """
-    where = locate(path)
-    _check_whole(where)
-    survey = xr.open_zarr(where, consolidated=False, chunks=None)
-    chunked = xr.open_zarr(where, consolidated=False)
-    big = [name for name in ("image", "mask", "reduced", "header") if name in survey.variables]
-    survey = survey.assign({name: chunked[name].variable for name in big}).set_coords("header")
-    return plain_strings(survey).assign_coords(chip=np.arange(survey.sizes["chip"])).assign_attrs(store=where)
+    @property
+    def rows(self) -> int:
+        """Chips that have rows; other arrays may be longer while a process makes room."""
+        return int(self.arrays["status"].shape[0])
 
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """All arrays of the root, by name, in the order of the layout."""
+        names = [variable.name for variable in self._layout]
+        return dict(zip(names, at_once(lambda name: array_of(self._group, name), names), strict=True))
 
-def _check_whole(path: str) -> None:
-    """Refuse arrays of unequal length, which `allocate` leaves when its process dies."""
-    group = open_group(path)
-    rows = count_rows(group)
-    for name in chip_arrays(group):
-        if array_of(group, name).shape[0] != rows:
+    @cached_property
+    def predictions(self) -> PredictionTable:
+        """What networks say of the chips."""
+        return PredictionTable(group_of(self._group, PREDICTIONS), self.arrays, self.begin)
+
+    @cached_property
+    def files(self) -> FileTable:
+        """Inputs that gave no chip."""
+        return FileTable(group_of(self._group, FILES), self.begin)
+
+    def require(self, *measured: str) -> None:
+        """Make sure that the passes over the pixels have measured something.
+
+        Raises
+        ------
+        ConfigError
+            If the store was filled without it.
+        """
+        missing = [name for name in measured if name not in self.attrs["measured"]]
+        if missing:
             raise ConfigError(
-                f"{path} has {rows} chips but {array_of(group, name).shape[0]} rows of {name!r}: a run was stopped "
-                "while it made room; run it again to mend the store"
+                f"{self.location} was filled without {', '.join(missing)}; ingest the images again into another store"
             )
 
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Add attributes to the root, where they differ."""
+        if any(self._group.attrs.get(name) != value for name, value in attrs.items()):
+            self.begin()
+            self._group.attrs.update(attrs)
 
-def chip_arrays(group: zarr.Group) -> list[str]:
-    """Names of the arrays with one entry or more for every chip."""
-    return [name for name, _ in group.arrays() if array_of(group, name).metadata.dimension_names[0] == "chip"]
+    # the chips
+
+    def column(self, name: str, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray:
+        """A per-chip variable of all rows or of some; text is decoded."""
+        return read_column(self.arrays[name], self.rows, rows, self.location)
+
+    def read_chips(self, name: str, rows: Sequence[int] | NDArray[np.int64], part: Any = ...) -> NDArray:
+        """A variable with chunks of its own for every chip, of some rows.
+
+        Raises
+        ------
+        DamagedStore
+            If a chunk was torn or changed; names the chip.
+        """
+        array, index = self.arrays[name], np.asarray(rows, np.int64)
+        try:
+            return np.asarray(array.oindex[index] if part is ... else array.oindex[index, part])
+        except (ValueError, RuntimeError):
+            for row in index.tolist():
+                try:
+                    read_chip(array, row)
+                except DamagedStore as error:
+                    raise DamagedStore(f"{self.location}, chip {self.name(row)}: {error}") from None
+            raise
+
+    @cached_property
+    def ledger(self) -> dict[str, NDArray]:
+        """`layout.LEDGER` of all rows, in memory; this object keeps it up to date."""
+        return dict(zip(LEDGER, at_once(self.column, LEDGER), strict=True))
+
+    @cached_property
+    def row_of(self) -> dict[ChipKey, int]:
+        """Row of every chip."""
+        columns = (self.ledger[name].tolist() for name in ("obs_id", "detector", "version"))
+        return {ChipKey(*key): row for row, key in enumerate(zip(*columns, strict=True))}
+
+    def scalars(self, names: Iterable[str] | None = None) -> xr.Dataset:
+        """Per-chip variables, loaded, with ``status`` as text; no pixels, statistics of blocks or headers.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            By default all but the tiles.
+        """
+        wanted = [v for v in CHIP_VARIABLES if (v.name in names if names is not None else "ty" not in v.dims)]
+        columns = at_once(lambda variable: self.column(variable.name), wanted)
+        data = {v.name: (v.dims, values) for v, values in zip(wanted, columns, strict=True)}
+        if "status" in data:
+            data["status"] = ("chip",), np.array(STATUSES)[data["status"][1]]
+        return xr.Dataset(data, coords={"chip": np.arange(self.rows)}, attrs=self.attrs)
+
+    def allocate(self, keys: Sequence[ChipKey]) -> list[int]:
+        """Give new chips rows at the end of the store; their status is pending.
+
+        Parameters
+        ----------
+        keys : sequence of ChipKey
+            None of them has a row yet.
+
+        Returns
+        -------
+        list of int
+        """
+        self.begin()
+        start, index = self.rows, dict(self.row_of)
+        rows = list(range(start, start + len(keys)))
+        every = {**self.arrays, **{f"{PREDICTIONS}/{name}": a for name, a in self.predictions.arrays.items()}}
+        per_chip = {name: a for name, a in every.items() if a.metadata.dimension_names[0] == "chip"}
+        grow([array for name, array in per_chip.items() if name != "status"], start + len(keys))
+        columns: dict[str, ArrayLike] = {
+            "obs_id": [key.obs_id for key in keys],
+            "detector": [key.detector for key in keys],
+            "version": [key.version for key in keys],
+        }
+        write_rows(self.arrays, rows, columns)
+        write_rows(self.predictions.arrays, rows, {**columns, "chip": rows})
+        ledger = self.ledger  # before the number of rows changes
+        grow([self.arrays["status"]], start + len(keys))
+        for name, values in ledger.items():
+            new = np.asarray(columns[name]) if name in columns else self.column(name, rows)
+            ledger[name] = np.concatenate([values, new])
+        index.update(zip(keys, rows, strict=True))
+        self.__dict__["row_of"] = index
+        return rows
+
+    def take_up(self, rows: Sequence[int], columns: Mapping[str, Sequence[str]]) -> None:
+        """Make chips pending, drop their predictions, then note what they come from: in this order nothing is lost.
+
+        What failed before is forgotten: these are other files, or a store that was repaired.
+
+        Parameters
+        ----------
+        rows : sequence of int
+        columns : mapping
+            ``source``, ``source_id`` and ``truth_id`` of each.
+        """
+        if len(rows):
+            self.begin()
+            self.predictions.blank(rows)
+            nothing = {"reason": [""] * len(rows), "attempts": [0] * len(rows), "predict_attempts": [0] * len(rows)}
+            self._set(rows, {"status": np.full(len(rows), PENDING), **nothing, **columns})
+
+    def record(self, rows: Sequence[int], results: Sequence[ChipResult]) -> None:
+        """Record what became of some chips: scalars first, status last, so that a done row is complete.
+
+        One that is not done has none, whatever it had before.
+        """
+        if not len(rows):
+            return
+        self.begin()
+        infos = [_NO_INFO if result.info is None else result.info for result in results]
+        self._set(rows, {f.name: [getattr(info, f.name) for info in infos] for f in fields(ChipInfo)})
+        codes = np.array([STATUSES.index(result.status) for result in results])
+        failed = np.array([result.status == "failed" for result in results])
+        attempts = np.where(failed, self.ledger["attempts"][list(rows)] + 1, 0)
+        self._set(rows, {"attempts": attempts, "reason": [result.reason for result in results], "status": codes})
+
+    def set_status(self, rows: Sequence[int] | NDArray[np.int64], status: int, reasons: Sequence[str]) -> None:
+        """Give chips another status, and say why."""
+        if len(rows):
+            self.begin()
+            self._set(rows, {"reason": list(reasons), "status": np.full(len(rows), status)})
+
+    def set_reasons(self, rows: Sequence[int], reasons: Sequence[str]) -> None:
+        """Say something else of chips whose status stays."""
+        if len(rows):
+            self.begin()
+            self._set(rows, {"reason": list(reasons)})
+
+    def name(self, row: int) -> str:
+        """A chip's name."""
+        obs_id, detector, version = (self.ledger[name][row] for name in ("obs_id", "detector", "version"))
+        return str(ChipKey(str(obs_id), int(detector), int(version)))
+
+    def set_attempts(self, name: str, rows: Sequence[int] | NDArray[np.int64], values: ArrayLike) -> None:
+        """Set ``attempts`` or ``predict_attempts`` of some chips, where they differ."""
+        index, wanted = np.asarray(rows, np.int64), np.asarray(values)
+        differ = self.ledger[name][index] != wanted
+        if differ.any():
+            self.begin()
+            self._set(index[differ], {name: wanted[differ]})
+
+    def supersede(self) -> int:
+        """Mark older versions of an exposure and detector whose newer one is done; others are done again.
+
+        Returns
+        -------
+        int
+            Chips newly marked.
+        """
+        status = self.ledger["status"]
+        old = superseded(self.ledger)
+        new = np.flatnonzero(old & (status == DONE))
+        if new.size:
+            notes = self._notes(new)
+            self.predictions.blank(new)
+            self.set_status(new, SUPERSEDED, ["; ".join(filter(None, (BY_NEWER, note))) for note in notes])
+        back = np.flatnonzero(~old & (status == SUPERSEDED))
+        if back.size:
+            self.set_status(back, DONE, self._notes(back))
+        return new.size
+
+    def _notes(self, rows: NDArray[np.int64]) -> list[str]:
+        """What was noted about chips, without `BY_NEWER`, which a process that died may have written already."""
+        return [text.removeprefix(BY_NEWER).removeprefix("; ") for text in self.column("reason", rows).tolist()]
+
+    # inside
+
+    @cached_property
+    def _layout(self) -> tuple[Variable, ...]:
+        attrs = self.attrs
+        pixels, keep = str(attrs["pixels"]), bool(attrs["keep_mask"])
+        chunks = tuple(attrs["chunks"])
+        return (*pixel_variables(self.frame, chunks, pixels, False, keep), *CHIP_VARIABLES, *ROOT_AXES)
+
+    def _set(self, rows: Sequence[int] | NDArray[np.int64], columns: Mapping[str, Any]) -> None:
+        write_rows(self.arrays, rows, columns)
+        for name in LEDGER:
+            if name in columns:
+                self.ledger[name][np.asarray(rows, np.int64)] = columns[name]
+
+    def begin(self) -> None:
+        """Before every write: the lease is still held, and no stale consolidated metadata is there to be read."""
+        if self.lease is None:
+            raise RuntimeError(f"{self.location} was opened to be read")
+        self.lease.check()
+        if not self._touched:
+            with known_warnings():
+                self._group.update_attributes({})  # first: its absence tells the next process to write both again
+                self.predictions.touch()
+            self._touched = True
+
+    def forget_memory(self) -> None:
+        """Read again what is kept in memory of the chips, after it was repaired."""
+        for name in ("ledger", "row_of", "predictions", "files"):
+            self.__dict__.pop(name, None)
+
+    def _repair_lengths(self) -> None:
+        """Give every per-chip array the length of ``status``, after a process died in `allocate`."""
+        arrays = [*self.arrays.values(), *self.predictions.arrays.values()]
+        per_chip = [array for array in arrays if array.metadata.dimension_names[0] == "chip"]
+        if any(array.shape[0] != self.rows for array in per_chip):
+            self.begin()
+            grow(per_chip, self.rows)
+
+    def _consolidate(self) -> None:
+        predictions, files = self.predictions, self.files
+        consolidate(predictions.group, predictions.arrays, {})
+        arrays = {
+            **self.arrays,
+            **{f"{PREDICTIONS}/{name}": array for name, array in predictions.arrays.items()},
+            **{f"{FILES}/{name}": array for name, array in files.arrays.items()},
+        }
+        consolidate(self._group, arrays, {PREDICTIONS: predictions.group, FILES: files.group})
+        self._touched, self._consolidated = False, True
 
 
-def count_rows(group: zarr.Group) -> int:
-    """Chips that have rows; other arrays may be longer for a moment."""
-    return int(array_of(group, "status").shape[0])
-
-
-def open_scalars(path: str | Path) -> xr.Dataset:
-    """The per-chip variables of a store, loaded; no pixels, maps or headers."""
-    group = open_group(str(path))
-    rows = count_rows(group)
-    data = {v.name: (v.dims, array_of(group, v.name)[:rows], dict(v.attrs)) for v in CHIP_VARIABLES}
-    return xr.Dataset(data, coords={"chip": np.arange(rows)}, attrs=dict(group.attrs))
-
-
-def check_usable(path: str, config: IngestConfig, mask: MaskConfig) -> None:
-    """Refuse an existing store that cannot take these chips; a path without a store is fine.
-
-    Raises
-    ------
-    ConfigError
-        If there is something else at the path, or a store of other settings.
-    """
-    if exists(path):
-        check_same_format(path, config, mask)
-
-
-def check_same_format(path: str, config: IngestConfig, mask: MaskConfig) -> None:
-    """Refuse to add to a store that was made with other settings.
-
-    Raises
-    ------
-    ConfigError
-        Names the first setting that differs.
-    """
-    attrs = open_group(path).attrs
-    for name, found, wanted in (
-        ("ingest.frame", tuple(attrs["frame"]), tuple(config.frame)),  # type: ignore[arg-type]
-        ("ingest.pixels", attrs["pixels"], config.pixels),
-        ("mask.invalid", attrs["invalid_bits"], mask.invalid_bits),
-        ("mask.flag_bits", attrs["flag_bits"], {str(bit): name for bit, name in mask.flag_bits.items()}),
-    ):
-        if found != wanted:
-            raise ConfigError(f"{path} was made with {name} {found}, not {wanted}; use another store or that setting")
+def superseded(ledger: Mapping[str, NDArray]) -> NDArray[np.bool_]:
+    """Chips whose pixels are stored, and of which a newer version is done."""
+    found = np.zeros(ledger["status"].size, bool)
+    stored = np.flatnonzero(np.isin(ledger["status"], (DONE, SUPERSEDED)))
+    version = ledger["version"][stored]
+    if stored.size == 0 or (version == version[0]).all():
+        return found
+    _, pair = np.unique(ledger["obs_id"][stored], return_inverse=True)
+    _, pair = np.unique(pair * 1000 + ledger["detector"][stored], return_inverse=True)
+    newest = np.full(pair.max() + 1, np.iinfo(np.int16).min, np.int16)
+    np.maximum.at(newest, pair, version)
+    found[stored] = version < newest[pair]
+    return found

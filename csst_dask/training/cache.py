@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csst_dask.preprocess.context import context_length, make_context
-from csst_dask.preprocess.inputs import input_channels, make_inputs
+from csst_dask.preprocess.inputs import context_length, input_channels, make_context, make_inputs
 from csst_dask.training.samples import Samples
 
 BLOCK = 32
@@ -134,7 +133,7 @@ class InputCache:
 
 def _write(folder: Path, samples: Samples, rows: NDArray[np.int64], kind: str, alive: Callable[[], None]) -> None:
     folder.mkdir()
-    shape = (len(rows), input_channels(kind), *samples.reduced.shape[2:])
+    shape = (len(rows), input_channels(kind), *samples.block_stats.shape[2:])
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     context = np.empty((len(rows), context_length(kind)), np.float32)
     with (folder / "maps.npy").open("wb") as file:  # not mapped: a full disk would end the process by SIGBUS
@@ -171,6 +170,6 @@ def _remove_orphans(folder: Path) -> None:
 
 def make_block(samples: Samples, rows: NDArray[np.int64], kind: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Inputs (k, channels, iy, ix) and context (k, context) of a few chips, float32."""
-    reduced, band = samples.reduced[rows], samples.band[rows]
+    block_stats, band = samples.block_stats[rows], samples.band[rows]
     scalars = {name: values[rows] for name, values in samples.scalars.items()}
-    return make_inputs(kind, reduced, scalars, band), make_context(kind, reduced, scalars, band)
+    return make_inputs(kind, block_stats, scalars, band), make_context(kind, block_stats, scalars, band)

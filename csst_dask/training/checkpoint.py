@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from csst_dask.errors import ConfigError
-from csst_dask.models.files import write_atomically
+from csst_dask.outputs import write_atomically
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -72,8 +72,8 @@ def describe_training(run: Run, epochs: int, best: int, parts: int) -> str:
     early, in_parts = "", f" in {parts} parts" if parts > 1 else ""
     if recipe.schedule == "plateau":
         planned = sum(stage.epochs for stage in run.stages)
-        early = f", {'stopped' if epochs < planned else 'to stop'} after {config.patience} epochs without a better "
-        early += "validation loss"
+        early = f", {'stopped' if epochs < planned else 'to stop'} after {config.early_stopping_epochs} epochs without"
+        early += " a better validation loss"
     lines = [
         f"Recipe `{config.recipe}`: AdamW, batches of {config.batch}{in_parts}, weight decay {config.weight_decay:g}, "
         f"gradients clipped at {config.clip:g}, schedule `{recipe.schedule}`{early}. Epochs run: {epochs}; the weights "

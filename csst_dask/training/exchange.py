@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from csst_dask.errors import ConfigError
-from csst_dask.models.files import write_atomically
-from csst_dask.preprocess.context import make_context
-from csst_dask.preprocess.inputs import input_channels, make_inputs
+from csst_dask.outputs import write_atomically
+from csst_dask.preprocess.inputs import input_channels, make_context, make_inputs
 from csst_dask.training.samples import COLUMNS, Samples
 
-FORMAT = "csst_dask.sample/2"
+FORMAT = "csst_dask.sample/3"
 
 INDEX = "samples.json"
 """File beside the samples that says what they are."""
@@ -41,7 +40,7 @@ def export_samples(samples: Samples, folder: Path, kind: str) -> Iterator[Path]:
     ------
     Path
         Each file: a dictionary of ``inputs`` (channels, iy, ix) and ``context`` (k,), float32, as the networks take
-        them; ``reduced`` (6, iy, ix) float32, e-/s; ``scalars`` by name; `COLUMNS`; ``density_class``; ``kind``,
+        them; ``block_stats`` (6, iy, ix) float32, e-/s; ``scalars`` by name; `COLUMNS`; ``density_class``; ``kind``,
         ``fingerprint`` and ``format``.
 
     Raises
@@ -72,7 +71,7 @@ def fingerprint(samples: Samples, kind: str) -> str:
     str
         Hexadecimal.
     """
-    digest = hashlib.sha256(f"{FORMAT} {kind} {tuple(samples.reduced.shape)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {kind} {tuple(samples.block_stats.shape)}".encode())
     columns = {name: getattr(samples, name) for name in COLUMNS} | samples.scalars
     for name, values in sorted(columns.items()):
         plain = "\n".join(values.tolist()).encode() if values.dtype.kind == "U" else values.astype("<f8").tobytes()
@@ -104,13 +103,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _sample(samples: Samples, row: int, kind: str) -> dict[str, Any]:
-    reduced, band = samples.reduced[np.array([row])], samples.band[[row]]
+    block_stats, band = samples.block_stats[np.array([row])], samples.band[[row]]
     scalars = {name: values[[row]] for name, values in samples.scalars.items()}
     plain = {name: getattr(samples, name)[row].item() for name in COLUMNS}
     return {
-        "inputs": torch.from_numpy(make_inputs(kind, reduced, scalars, band)[0]),
-        "context": torch.from_numpy(make_context(kind, reduced, scalars, band)[0]),
-        "reduced": torch.from_numpy(np.asarray(reduced[0], np.float32)),
+        "inputs": torch.from_numpy(make_inputs(kind, block_stats, scalars, band)[0]),
+        "context": torch.from_numpy(make_context(kind, block_stats, scalars, band)[0]),
+        "block_stats": torch.from_numpy(np.asarray(block_stats[0], np.float32)),
         "scalars": {name: values[0].item() for name, values in scalars.items()},
         "density_class": int(samples.density_class[row]),
         "kind": kind,
@@ -126,13 +125,13 @@ def _as_bytes(sample: dict[str, Any]) -> bytes:
 
 
 class ExportedMaps:
-    """Reduced maps that stay in their files until they are asked for."""
+    """Block statistics that stay in their files until they are asked for."""
 
     def __init__(self, paths: list[Path], shape: tuple[int, ...]) -> None:
         self.paths, self.shape = paths, (len(paths), *shape)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.stack([_load(self.paths[row])["reduced"].numpy() for row in rows])
+        return np.stack([_load(self.paths[row])["block_stats"].numpy() for row in rows])
 
 
 def import_samples(folder: Path) -> Samples:
@@ -164,8 +163,8 @@ def import_samples(folder: Path) -> Samples:
     rows = [_plain(path, index["fingerprint"]) for path in paths]
     scalars = {name: np.array([row["scalars"][name] for row in rows], np.float64) for name in rows[0]["scalars"]}
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
-    shape = tuple(_load(paths[0])["reduced"].shape)
-    return Samples(reduced=ExportedMaps(paths, shape), scalars=scalars, **columns)
+    shape = tuple(_load(paths[0])["block_stats"].shape)
+    return Samples(block_stats=ExportedMaps(paths, shape), scalars=scalars, **columns)
 
 
 def _plain(path: Path, expected: str) -> dict[str, Any]:

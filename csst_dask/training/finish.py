@@ -19,9 +19,8 @@ from csst_dask.errors import ConfigError
 from csst_dask.metrics import accuracy, bootstrap_error, dex_errors, macro_f1
 from csst_dask.models import load_weights, residual_quantiles, round_weights, save_weights, write_model_card
 from csst_dask.models.calibrate import QUANTILES, best_temperature
-from csst_dask.models.decode import ask, class_log_chance
-from csst_dask.models.density import DensityNetwork
-from csst_dask.preprocess.context import context_definition
+from csst_dask.models.density import DensityNetwork, ask, class_log_chance
+from csst_dask.preprocess.inputs import context_definition
 from csst_dask.training.cache import BLOCK, make_block
 from csst_dask.training.describe import (
     describe_architecture,
@@ -189,7 +188,7 @@ def predict_rows(
     Returns
     -------
     dict of arrays
-        The `csst_dask.models.decode.Answer`, and ``strangeness`` (n,) where the network tells it.
+        The `csst_dask.models.density.Answer`, and ``ood_score`` (n,) where the network tells it.
     """
     module.eval()
     found: dict[str, list[NDArray]] = {}
@@ -200,7 +199,7 @@ def predict_rows(
         for name, values in answer.items():
             found.setdefault(name, []).append(values.cpu().numpy())
         if isinstance(module, DensityNetwork):
-            found.setdefault("strangeness", []).append(module.strangeness(inputs[1]).cpu().numpy())
+            found.setdefault("ood_score", []).append(module.ood_score(inputs[1]).cpu().numpy())
     return {name: np.concatenate(blocks) for name, blocks in found.items()}
 
 
@@ -221,8 +220,8 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
     """What the validation chips say of probabilities, intervals and of what is unlike the training chips."""
     rows, targets = run.split.validation, run.targets
     known: dict[str, Any] = {}
-    if "strangeness" in found:
-        known["strangeness_limit"] = _usual(found["strangeness"])
+    if "ood_score" in found:
+        known["ood_limit"] = _usual(found["ood_score"])
     if run.task.name == "classifier":
         known["temperature"] = best_temperature(partial(_chances, found), targets.density_class[rows])
     for name, truth in (("star", targets.log_star[rows]), ("bright", targets.log_bright[rows])):
@@ -242,12 +241,12 @@ def _warnings(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"Intervals of {names} % have no end: {found['n']} validation chips are too few, {needed} are needed.",)
 
 
-def _usual(strangeness: NDArray[np.floating]) -> float:
+def _usual(ood_score: NDArray[np.floating]) -> float:
     """What `USUAL` of the chips stay below whose context varies as that of the training chips does."""
-    finite = strangeness[np.isfinite(strangeness)]
+    finite = ood_score[np.isfinite(ood_score)]
     if not len(finite):
         raise ConfigError(
-            f"all {len(strangeness)} validation chips have a context, such as an exposure time, that no training chip "
+            f"all {len(ood_score)} validation chips have a context, such as an exposure time, that no training chip "
             "has, so that chips unlike the training cannot be told; give stores whose fields have these in common"
         )
     return float(np.quantile(finite, USUAL))

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from csst_dask.models.decode import ask
-from csst_dask.models.files import write_atomically
+from csst_dask.models.density import ask
+from csst_dask.outputs import write_atomically
 from csst_dask.training.augment import apply_dihedral, apply_jitter, draw_dihedral, draw_jitter
 from csst_dask.training.cache import InputCache
 from csst_dask.training.checkpoint import save_checkpoint
@@ -111,7 +111,7 @@ class Loop:
         """Whether an epoch of the stage is left; one by the plateau ends early where it rests."""
         run = self.run
         of_stage = [row for row in self.history if row["stage"] == self.stage]
-        over = run.recipe.schedule == "plateau" and rests(of_stage, run.config.patience)
+        over = run.recipe.schedule == "plateau" and rests(of_stage, run.config.early_stopping_epochs)
         return len(of_stage) < run.stages[self.stage].epochs and not over
 
     def _enter(self, stage: int) -> None:
@@ -119,7 +119,7 @@ class Loop:
         self.stage = stage
         self.optimiser = build_optimiser(self.module, run.stages[stage], config)
         steps = run.stages[stage].epochs * run.steps
-        self.schedule = build_schedule(run.recipe.schedule, self.optimiser, steps, config.patience)
+        self.schedule = build_schedule(run.recipe.schedule, self.optimiser, steps, config.early_stopping_epochs)
         self.wrapped = self.ranks.wrap(self.module)
         self.precision = _precision(config.amp, self.ranks.device)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.precision is torch.float16)

@@ -59,7 +59,7 @@ def main(path: str) -> int:
     """
     if os.environ.get(LEASH):
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    from csst_dask.models.files import write_atomically
+    from csst_dask.outputs import write_atomically
 
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     end = end_of(Path(path))

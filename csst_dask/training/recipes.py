@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models import build_network
-from csst_dask.models.decode import Answer
-from csst_dask.models.density import PERCEPTRON, DensityNetwork
+from csst_dask.models.density import PERCEPTRON, Answer, DensityNetwork
 from csst_dask.models.regressor import set_output_level
-from csst_dask.preprocess.context import context_length, histogram_length
-from csst_dask.preprocess.inputs import input_channels
+from csst_dask.preprocess.inputs import context_length, histogram_length, input_channels
 from csst_dask.schema import CROWDED
 from csst_dask.training.losses import class_loss, count_loss, laplace_loss
 from csst_dask.training.samples import Samples

@@ -18,7 +18,7 @@ from torch import nn
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models.density import DensityNetwork
-from csst_dask.preprocess.context import context_definition
+from csst_dask.preprocess.inputs import context_definition
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
 from csst_dask.training.samples import Samples
@@ -164,7 +164,7 @@ class Run:
 
     def _digest(self, text: str) -> str:
         samples, split = self.samples, self.split
-        digest = hashlib.sha256(f"{text} {tuple(samples.reduced.shape)}".encode())
+        digest = hashlib.sha256(f"{text} {tuple(samples.block_stats.shape)}".encode())
         for rows in (split.train, split.validation, split.test):
             digest.update(rows.astype("<i8").tobytes() + b"|")
         for counts in (samples.n_star, samples.n_bright):

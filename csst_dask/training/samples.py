@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import xarray as xr
 from numpy.typing import DTypeLike, NDArray
 
 from csst_dask.errors import ConfigError
 from csst_dask.preprocess.inputs import SCALARS
-from csst_dask.schema import BANDS, CHANNELS, density_class
+from csst_dask.schema import BANDS, density_class
 from csst_dask.training.record import checksum_chips
 from csst_dask.training.split import Split, refuse_common_chips, some_fields, split_at_random, split_by_field
 
 if TYPE_CHECKING:
-    import zarr
+    from csst_dask.store import SurveyStore
 
 COLUMNS = ("n_star", "n_bright", "band", "field", "ra", "dec")
 """What is known of each chip beside its maps."""
 
 
 class Maps(Protocol):
-    """Reduced maps of many chips, in memory or in a store."""
+    """Block statistics of many chips, in memory or in a store."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,15 +36,15 @@ class Maps(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StoredMaps:
-    """Reduced maps that stay in a survey store until they are asked for."""
+    """Block statistics that stay in a survey store until they are asked for."""
 
-    array: zarr.Array
+    store: SurveyStore
     rows: NDArray[np.int64]
     """Rows of the store, in the order of the samples."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.array.shape[1:])
+        return (len(self.rows), *self.store.arrays["block_stats"].shape[1:])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
         """All of them, in memory."""
@@ -53,12 +52,12 @@ class StoredMaps:
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         wanted, place = np.unique(self.rows[rows], return_inverse=True)
-        return np.asarray(self.array.oindex[wanted])[place]
+        return self.store.read_chips("block_stats", wanted)[place]
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedMaps:
-    """Reduced maps of several stores, one after the other."""
+    """Block statistics of several stores, one after the other."""
 
     parts: tuple[Maps, ...]
 
@@ -85,8 +84,8 @@ class JoinedMaps:
 class Samples:
     """Chips with truth."""
 
-    reduced: Maps
-    """(n, 6, iy, ix) reduced maps, e-/s; an array, or a store that is read by rows."""
+    block_stats: Maps
+    """(n, 6, iy, ix) block statistics, e-/s; an array, or a store that is read by rows."""
     scalars: dict[str, NDArray[np.float64]]
     """(n,) each of `preprocess.inputs.SCALARS`, and ``exptime`` (s) where it is known."""
     band: NDArray[np.str_]
@@ -151,8 +150,8 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
     if len(parts) == 1:
         return parts[0]
     for one, part in zip(stores, parts, strict=True):
-        if part.reduced.shape[1:] != parts[0].reduced.shape[1:]:
-            found, expected = part.reduced.shape[1:], parts[0].reduced.shape[1:]
+        if part.block_stats.shape[1:] != parts[0].block_stats.shape[1:]:
+            found, expected = part.block_stats.shape[1:], parts[0].block_stats.shape[1:]
             raise ConfigError(f"the maps of {one} are {found}, those of {stores[0]} {expected}; reduce them alike")
     refuse_common_chips(stores, [{name: getattr(part, name) for name in COLUMNS} for part in parts])
 
@@ -161,7 +160,7 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
 
     names = [name for name in parts[0].scalars if all(name in part.scalars for part in parts)]
     return Samples(
-        reduced=JoinedMaps(tuple(part.reduced for part in parts)),
+        block_stats=JoinedMaps(tuple(part.block_stats for part in parts)),
         scalars={name: np.concatenate([part.scalars[name] for part in parts]) for name in names},
         **{name: joined(name) for name in COLUMNS},
         sizes=tuple(map(len, parts)),
@@ -169,20 +168,14 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
 
 
 def _load(store: str | Path, bands: tuple[str, ...]) -> Samples:
-    import zarr  # samples in memory are trained on without it
+    from csst_dask.store import SurveyStore  # samples in memory are trained on without Zarr
 
-    try:
-        survey = xr.open_zarr(str(store), consolidated=False, chunks=None)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"cannot open the survey store {store}: {error}; check the path") from None
-    needed = ("reduced", "status", "band", "n_star", "n_bright", "field", "ra", "dec", *SCALARS)
-    missing = [name for name in needed if name not in survey.variables]
-    if missing or survey["reduced"].shape[1:2] != (len(CHANNELS),):
-        what = f"it lacks {', '.join(missing)}" if missing else f"its channels are not {', '.join(CHANNELS)}"
-        raise ConfigError(f"{store} is not a survey store of this package: {what}; name another one")
-    names = [name for name in (*needed, "exptime") if name in survey.variables and name != "reduced"]
-    small = {name: survey[name].values for name in names}
-    band, field, status = (np.array(small[name].tolist(), str) for name in ("band", "field", "status"))
+    opened = SurveyStore.read(str(store))
+    opened.require("block_stats")
+    needed = ("status", "band", "n_star", "n_bright", "field", "ra", "dec", *SCALARS, "exptime")
+    survey = opened.scalars(needed)
+    small = {name: survey[name].values for name in needed}
+    band, field, status = (small[name] for name in ("band", "field", "status"))
     wanted = (status == "done") & (small["n_star"] >= 0) & np.isin(band, bands)
     rows = np.flatnonzero(wanted)
     if not len(rows):
@@ -191,10 +184,12 @@ def _load(store: str | Path, bands: tuple[str, ...]) -> Samples:
             f"({len(wanted)} chips in all); ingest with truth catalogues or simulate with --store"
         )
     return Samples(
-        reduced=StoredMaps(zarr.open_array(str(store), path="reduced", mode="r"), rows),
-        scalars={name: small[name][rows].astype(np.float64) for name in (*SCALARS, "exptime") if name in small},
+        block_stats=StoredMaps(opened, rows),
+        scalars={name: small[name][rows].astype(np.float64) for name in (*SCALARS, "exptime")},
         band=band[rows],
         field=field[rows],
-        **{name: small[name][rows].astype(np.int64) for name in ("n_star", "n_bright")},
-        **{name: small[name][rows].astype(np.float64) for name in ("ra", "dec")},
+        n_star=small["n_star"][rows].astype(np.int64),
+        n_bright=small["n_bright"][rows].astype(np.int64),
+        ra=small["ra"][rows].astype(np.float64),
+        dec=small["dec"][rows].astype(np.float64),
     )

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from csst_dask.errors import ConfigError
-from csst_dask.instrument.sphere import unit_vectors
+from csst_dask.instrument.focal_plane import unit_vectors
 from csst_dask.schema import N_CLASSES
 
 SEPARATION = 1.5

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.instrument.bands import BAND_TABLE
 from csst_dask.instrument.flags import FLAG_SATURATED
+from csst_dask.instrument.focal_plane import BAND_TABLE
 from csst_dask.simulation.check.figure import new_figure, save_figure, stretch
 from csst_dask.simulation.check.finding import Finding, below, near
 from csst_dask.simulation.check.psf_check import JITTER

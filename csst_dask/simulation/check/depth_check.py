@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.instrument.bands import BAND_TABLE, Band
-from csst_dask.instrument.focal_plane import PIXEL_SCALE
+from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE, Band
 from csst_dask.schema import BANDS
 from csst_dask.simulation.check.figure import ACCENT, INK, QUIET, new_figure, save_figure
 from csst_dask.simulation.check.finding import Finding, load_package, near
@@ -97,7 +96,7 @@ def depth(band: Band, exptime: float = EXPTIME) -> float:
 
 
 def depth_findings(depths: dict[str, float]) -> list[Finding]:
-    """Measured depths against the limits of `csst_dask.instrument.bands`."""
+    """Measured depths against the limits of `csst_dask.instrument.focal_plane`."""
     found = []
     for name, measured in depths.items():
         exposures = EXPOSURES.get(name, 2)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import PIXEL_SCALE
+from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
 from csst_dask.simulation.check.figure import new_figure, save_figure, stretch
 from csst_dask.simulation.check.finding import Finding, below, load_package
 from csst_dask.simulation.check.psf_check import JITTER, galsim_profile

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.instrument.bands import BAND_TABLE
-from csst_dask.instrument.focal_plane import PIXEL_SCALE
+from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
 from csst_dask.simulation.check.figure import ACCENT, INK, QUIET, SECOND, new_figure, save_figure
 from csst_dask.simulation.check.finding import Finding, below, load_package
 from csst_dask.simulation.psf import PSF, STAMP_RADII, gaussian_fwhm, make_psf
