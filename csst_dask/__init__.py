@@ -15,12 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from csst_dask.api import simulate, train
     from csst_dask.config import Config, load_config
     from csst_dask.errors import ConfigError
     from csst_dask.maps import open_map
     from csst_dask.preprocess import measure_image
     from csst_dask.runners.cluster import connect
-    from csst_dask.survey import Survey, simulate, train
+    from csst_dask.survey import Survey
 
 _PLACES = {
     "Config": "config",
@@ -30,8 +31,8 @@ _PLACES = {
     "load_config": "config",
     "measure_image": "preprocess",
     "open_map": "maps",
-    "simulate": "survey",
-    "train": "survey",
+    "simulate": "api",
+    "train": "api",
 }
 
 __all__ = [

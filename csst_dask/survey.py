@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,8 @@ class Survey:
         self.location = locate(path)
         self.config = config if isinstance(config, Config) else load_config(None if config is None else Path(config))
         self.quiet = quiet
+        self.summaries: dict[str, Summary] = {}
+        """What the last call did, by stage."""
         self._wanted: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -162,19 +163,21 @@ class Survey:
             If an input or setting is wrong; nothing has been started then.
         """
         from csst_dask.runners.ingest import ingest_survey
+        from csst_dask.runners.session import session
 
         self._refuse_selection("ingest")
         paths = check_inputs([inputs] if isinstance(inputs, str | PathLike) else list(inputs))
         config = self._with("ingest", settings)
         with (
             SurveyStore.reserve(self.location, config.ingest, config.mask) as lease,
-            self._session(client) as (here, stages),
+            session(self.config, client, quiet=self.quiet) as (here, stages),
             SurveyStore.write(self.location, config.ingest, config.mask, lease=lease) as store,
         ):
             summary = ingest_survey(
                 here, store, paths, config, *stages("ingest"), update=update, retry_failed=retry_failed
             )
-        return self._report("ingest", summary)
+        self._report({"ingest": summary})
+        return summary
 
     def predict(self, *, retry_failed: bool = False, client: Client | None = None, **settings: Any) -> Summary:
         """Classify chips, count their bright stars and route them.
@@ -191,17 +194,21 @@ class Survey:
         -------
         Summary
         """
+        from csst_dask.models.files import identify_pair
         from csst_dask.runners.predict import predict_survey
+        from csst_dask.runners.session import session
 
         config = self._with("inference", settings)
+        identify_pair(config.inference.weights)
         with (
             SurveyStore.reserve(self.location) as lease,
-            self._session(client) as (here, stages),
+            session(self.config, client, quiet=self.quiet) as (here, stages),
             SurveyStore.write(self.location, lease=lease) as store,
         ):
             rows = self._rows(store).tolist() if self._wanted else None
             summary = predict_survey(here, store, config, *stages("predict"), chips=rows, retry_failed=retry_failed)
-        return self._report("predict", summary)
+        self._report({"predict": summary})
+        return summary
 
     def map(
         self,
@@ -228,16 +235,54 @@ class Survey:
         xarray.Dataset
             Dimensions (band, cells) with NESTED ICRS ``cell_ids``.
         """
-        from csst_dask.pipeline.skymap import check_map
+        from csst_dask.pipeline.skymap import MapPlan, check_map
         from csst_dask.runners.map import map_survey
+        from csst_dask.runners.session import session
 
         config, older = self._with("map", {"nside": nside, **settings}), None if add is None else Path(add)
         check_map(config.map, older)
         store = SurveyStore.read(self.location)
         rows = self._rows(store).tolist() if self._wanted else None
-        with self._session(client) as (here, stages):
+        MapPlan(store, config.map, older, rows)
+        with session(self.config, client, quiet=self.quiet) as (here, stages):
             sky, summary = map_survey(here, store, config, older, *stages("map"), chips=rows)
-        self._report("map", summary)
+        self._report({"map": summary})
+        return sky
+
+    def run(self, *, update: bool = False, retry_failed: bool = False, client: Client | None = None) -> xr.Dataset:
+        """Ingest, predict and map as the configuration says, block by block; called again it resumes.
+
+        Parameters
+        ----------
+        update : bool
+            Read chips again whose files have changed.
+        retry_failed : bool
+            Try chips again that failed in too many runs.
+        client : distributed.Client, optional
+
+        Returns
+        -------
+        xarray.Dataset
+            The map.
+
+        Raises
+        ------
+        ConfigError
+            If the configuration lacks ``inputs`` or ``map.out``, or is wrong; nothing has been started then.
+        """
+        from csst_dask.runners.run import check_run, run_survey
+        from csst_dask.runners.session import session
+
+        self._refuse_selection("run")
+        config = self.config.model_copy(update={"store": self.location})
+        check_run(config)
+        with (
+            SurveyStore.reserve(self.location, config.ingest, config.mask) as lease,
+            session(config, client, quiet=self.quiet) as (here, stages),
+            SurveyStore.write(self.location, config.ingest, config.mask, lease=lease) as store,
+        ):
+            summaries, sky = run_survey(here, store, config, stages, update=update, retry_failed=retry_failed)
+        self._report(summaries)
         return sky
 
     def verify(self, *, repair: bool = False, client: Client | None = None) -> list[dict[str, Any]]:
@@ -254,12 +299,13 @@ class Survey:
         list of dict
             ``chip``, ``variable`` and ``difference`` of each damage.
         """
+        from csst_dask.runners.session import session
         from csst_dask.runners.verify import verify_survey
 
         opened = SurveyStore.write(self.location, damaged=True) if repair else SurveyStore.read(self.location)
-        with opened as store, self._session(client) as (here, stages):
+        with opened as store, session(self.config, client, quiet=self.quiet) as (here, stages):
             found, summary = verify_survey(here, store, self.config, *stages("verify"), repair=repair)
-        self._report("verify", summary)
+        self._report({"verify": summary})
         return found
 
     # inside
@@ -284,24 +330,12 @@ class Survey:
     def _with(self, section: str, settings: Mapping[str, Any]) -> Config:
         return with_settings(self.config, {f"{section}.{name}": value for name, value in settings.items()}, "arguments")
 
-    @contextmanager
-    def _session(self, client: Client | None) -> Iterator[tuple[Client, Callable[[str], tuple[Any, Any]]]]:
-        from csst_dask.pipeline.progress import Stages
-        from csst_dask.runners.cluster import current_client
-
-        with current_client(client) as here:
-            if self.quiet:
-                yield here, lambda name: (None, None)
-                return
-            with Stages() as stages:
-                yield here, stages
-
-    def _report(self, stage: str, summary: Summary) -> Summary:
+    def _report(self, summaries: dict[str, Summary]) -> None:
         from csst_dask.pipeline.progress import print_summary
 
+        self.summaries = summaries
         if not self.quiet:
-            print_summary({stage: summary}, {})
-        return summary
+            print_summary(summaries)
 
 
 def check_inputs(inputs: Sequence[str | PathLike[str]]) -> list[Path]:
@@ -319,77 +353,3 @@ def check_inputs(inputs: Sequence[str | PathLike[str]]) -> list[Path]:
     if missing:
         raise ConfigError(f"inputs: {', '.join(missing)} does not exist; check the path")
     return [path.absolute() for path in paths]
-
-
-def simulate(
-    out: str | PathLike[str] | None = None,
-    *,
-    store: str | PathLike[str] | None = None,
-    config: str | PathLike[str] | Config | None = None,
-    client: Client | None = None,
-    **settings: Any,
-) -> Path | Survey:
-    """Simulate a survey with truth.
-
-    Parameters
-    ----------
-    out : path, optional
-        Folder for FITS files and truth catalogues.
-    store : path, optional
-        Instead of ``out``: measure the rendered chips in memory into a survey store.
-    config : path or Config, optional
-    client : distributed.Client, optional
-    **settings
-        Fields of the ``simulation`` section, such as ``exposures=3``.
-
-    Returns
-    -------
-    Path or Survey
-        ``out``, or the survey of ``store``.
-    """
-    from csst_dask.outputs import local_path
-    from csst_dask.runners.simulate import simulate_files, simulate_store
-
-    if (out is None) == (store is None):
-        raise ConfigError("simulate: give out (a folder for FITS files) or store (a survey store), one of them")
-    survey = Survey(store if store is not None else ".", config=config)
-    chosen = survey._with("simulation", settings)
-    if out is not None:
-        folder = local_path(out, "out").absolute()
-        with survey._session(client) as (here, stages):
-            summary = simulate_files(here, folder, chosen, *stages("simulate"))
-        survey._report("simulate", summary)
-        return folder
-    keep_mask = chosen.ingest.pixels != "none"
-    with (
-        SurveyStore.reserve(survey.location, chosen.ingest, chosen.mask) as lease,
-        survey._session(client) as (here, stages),
-        SurveyStore.write(survey.location, chosen.ingest, chosen.mask, keep_mask=keep_mask, lease=lease) as opened,
-    ):
-        summary = simulate_store(here, opened, chosen, *stages("simulate"))
-    survey._report("simulate", summary)
-    return survey
-
-
-def train(task: str, survey: Survey | str | PathLike[str], out: str | PathLike[str], **settings: Any) -> Any:
-    """Train a network from a survey with truth: in this process, or with a rank for each of several GPUs.
-
-    Parameters
-    ----------
-    task : str
-        ``classifier`` or ``regressor``.
-    survey : Survey or path
-        All its chips with truth are used.
-    out : path
-        Folder for checkpoints, weights and model card.
-    **settings
-        Fields of the ``training`` section.
-
-    Returns
-    -------
-    csst_dask.training.FitResult
-    """
-    from csst_dask.runners.train import train_network
-
-    whole = survey if isinstance(survey, Survey) else Survey(survey)
-    return train_network(task, whole.location, Path(out), whole._with("training", settings))

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,12 @@ def terminal():
 
 @pytest.fixture(scope="session")
 def client():
-    """A Dask cluster of two worker processes."""
-    from csst_dask.runners.cluster import connect
+    """A Dask cluster of two worker processes; not the default, or what others compute would go there too."""
+    from csst_dask.runners import cluster
 
-    found = connect(workers=2, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "OwnClient", partial(cluster.OwnClient, set_as_default=False))
+        found = cluster.connect(workers=2, quiet=True)
     yield found
     found.close()
 

@@ -22,8 +22,9 @@ from csst_dask.cli import doctor
 from csst_dask.config import ClusterConfig, SlurmConfig
 from csst_dask.errors import ConfigError, RunEnded
 from csst_dask.runners import cluster, slurm
-from csst_dask.runners.cluster import GUARD, connect, known_workers, reporting
+from csst_dask.runners.cluster import GUARD, connect, known_workers
 from csst_dask.runners.cuda import NoGpuCluster, check_gpu_cluster, count_gpus, start_cuda_cluster
+from csst_dask.runners.session import reporting
 from csst_dask.runners.settings import ENVIRONMENT, HOST, SETTINGS, exports
 from csst_dask.runners.slurm import job_options
 from csst_dask.runners.window import Task, run_tasks

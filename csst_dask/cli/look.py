@@ -19,7 +19,7 @@ from csst_dask.cli.app import (
     app,
     console,
 )
-from csst_dask.cli.stage import configure, connected
+from csst_dask.cli.stage import configure, finish, survey_of
 from csst_dask.pipeline.progress import say
 
 SHOWN = 50
@@ -69,18 +69,14 @@ def verify(
     workers: WorkersOption = None,
 ) -> None:
     """Read every chunk of a store again, compute again what follows from stored pixels, and name what differs."""
-    from csst_dask.pipeline.progress import print_summary
-    from csst_dask.runners.verify import verify_survey
-    from csst_dask.store import SurveyStore
-
     chosen = configure(config, scheduler, scheduler_file, workers)
-    opened = SurveyStore.write(store, damaged=True) if repair else SurveyStore.read(store)
-    with opened as survey, connected(chosen) as (client, stages):
-        found, summary = verify_survey(client, survey, chosen, *stages("verify"), repair=repair)
+    with survey_of(store, chosen) as survey:
+        found = survey.verify(repair=repair)
     for damage in found:
         say(f"{damage['chip']}: {damage['variable']}: {damage['difference']}")
-    code = print_summary({"verify": summary}, {"store": store})
-    raise typer.Exit(REJECTED if found else code)
+    if found:
+        raise typer.Exit(REJECTED)
+    finish(survey.summaries, store=store)
 
 
 @app.command()

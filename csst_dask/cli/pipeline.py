@@ -15,7 +15,8 @@ from csst_dask.cli.app import (
     WorkersOption,
     app,
 )
-from csst_dask.cli.stage import Pixels, configure, connected, finish
+from csst_dask.cli.stage import Pixels, configure, finish, survey_of
+from csst_dask.errors import ConfigError
 from csst_dask.outputs import local_path
 
 UpdateOption = Annotated[bool, typer.Option("--update", help="Read chips again whose files have changed.")]
@@ -32,19 +33,14 @@ def demo(
     workers: WorkersOption = None,
 ) -> None:
     """Simulate a strip of sky, and turn its full-size images into a map with a report."""
-    from csst_dask.pipeline.skymap import check_map
-    from csst_dask.runners.demo import demo_config, run_demo
-    from csst_dask.store import SurveyStore
+    from csst_dask.api import demonstrate
+    from csst_dask.pipeline.stopping import stopping
 
-    chosen = demo_config(out.resolve(), configure(config, scheduler, scheduler_file, workers))
-    check_map(chosen.map)
-    with (
-        SurveyStore.reserve(str(chosen.store), chosen.ingest, chosen.mask) as lease,
-        connected(chosen) as (client, stages),
-        SurveyStore.write(str(chosen.store), chosen.ingest, chosen.mask, lease=lease) as store,
-    ):
-        summaries, _, report = run_demo(client, store, out.resolve(), chosen, stages, keep)
-    finish(summaries, store=chosen.store, map=chosen.map.out, picture=chosen.map.png, report=report)
+    chosen, folder = configure(config, scheduler, scheduler_file, workers), out.resolve()
+    with stopping(chosen.execution.walltime_margin):
+        survey = demonstrate(folder, chosen, keep=keep)
+    made = survey.config.map
+    finish(survey.summaries, store=survey.location, map=made.out, picture=made.png, report=folder / "report.md")
 
 
 @app.command()
@@ -65,22 +61,11 @@ def ingest(
     workers: WorkersOption = None,
 ) -> None:
     """Bring FITS images into a survey store; chips that are in it already are left alone."""
-    from csst_dask.runners.ingest import ingest_survey
-    from csst_dask.store import SurveyStore
-    from csst_dask.survey import check_inputs
-
     kept = pixels.value if pixels else None
     chosen = configure(config, scheduler, scheduler_file, workers, ingest__pixels=kept, ingest__truth=truth)
-    paths = check_inputs(inputs)
-    with (
-        SurveyStore.reserve(store, chosen.ingest, chosen.mask) as lease,
-        connected(chosen) as (client, stages),
-        SurveyStore.write(store, chosen.ingest, chosen.mask, lease=lease) as survey,
-    ):
-        summary = ingest_survey(
-            client, survey, paths, chosen, *stages("ingest"), update=update, retry_failed=retry_failed
-        )
-    finish({"ingest": summary}, store=store)
+    with survey_of(store, chosen) as survey:
+        survey.ingest(inputs, update=update, retry_failed=retry_failed)
+    finish(survey.summaries, store=store)
 
 
 @app.command()
@@ -103,20 +88,11 @@ def predict(
     workers: WorkersOption = None,
 ) -> None:
     """Classify every chip of a store, count bright stars and route."""
-    from csst_dask.models.files import identify_pair
-    from csst_dask.runners.predict import predict_survey
-    from csst_dask.store import SurveyStore
-
     size = int(batch) if batch is not None and batch.lstrip("-").isdigit() else batch
     chosen = configure(config, scheduler, scheduler_file, workers, inference__weights=weights, inference__batch=size)
-    identify_pair(chosen.inference.weights)
-    with (
-        SurveyStore.reserve(store) as lease,
-        connected(chosen) as (client, stages),
-        SurveyStore.write(store, lease=lease) as survey,
-    ):
-        summary = predict_survey(client, survey, chosen, *stages("predict"), retry_failed=retry_failed)
-    finish({"predict": summary}, predictions=f"{store}/predictions")
+    with survey_of(store, chosen) as survey:
+        survey.predict(retry_failed=retry_failed)
+    finish(survey.summaries, predictions=f"{store}/predictions")
 
 
 @app.command("map")
@@ -134,22 +110,15 @@ def map_command(
     workers: WorkersOption = None,
 ) -> None:
     """Turn a store's predictions into a HEALPix density map."""
-    from csst_dask.pipeline.skymap import MapPlan, check_map
-    from csst_dask.runners.map import map_survey
-    from csst_dask.store import SurveyStore
-
     chosen = configure(
         config, scheduler, scheduler_file, workers,
         map__out=out, map__nside=nside, map__fits=fits, map__moc=moc, map__png=png,
     )  # fmt: skip
     older = None if add is None else local_path(add, "--add")
-    check_map(chosen.map, older)
-    survey = SurveyStore.read(store)
-    MapPlan(survey, chosen.map, older)
-    with connected(chosen) as (client, stages):
-        sky, summary = map_survey(client, survey, chosen, older, *stages("map"))
+    with survey_of(store, chosen) as survey:
+        sky = survey.map(chosen.map.nside, add=older)
     cells = f"{sky.sizes['cells']} of nside {chosen.map.nside} in {sky.sizes['band']} bands"
-    finish({"map": summary}, map=out, cells=cells, FITS=fits, MOC=moc, picture=png)
+    finish(survey.summaries, map=out, cells=cells, FITS=fits, MOC=moc, picture=png)
 
 
 @app.command()
@@ -162,15 +131,9 @@ def run(
     workers: WorkersOption = None,
 ) -> None:
     """Ingest, predict and map as one configuration says; running it again resumes."""
-    from csst_dask.runners.run import check_run, run_survey
-    from csst_dask.store import SurveyStore
-
     chosen = configure(settings, scheduler, scheduler_file, workers)
-    check_run(chosen)
-    with (
-        SurveyStore.reserve(str(chosen.store), chosen.ingest, chosen.mask) as lease,
-        connected(chosen) as (client, stages),
-        SurveyStore.write(str(chosen.store), chosen.ingest, chosen.mask, lease=lease) as store,
-    ):
-        summaries, _ = run_survey(client, store, chosen, stages, update=update, retry_failed=retry_failed)
-    finish(summaries, store=chosen.store, map=chosen.map.out, picture=chosen.map.png)
+    if chosen.store is None:
+        raise ConfigError(f"store is missing in {settings}; a run needs inputs, store and map.out")
+    with survey_of(chosen.store, chosen) as survey:
+        survey.run(update=update, retry_failed=retry_failed)
+    finish(survey.summaries, store=chosen.store, map=chosen.map.out, picture=chosen.map.png)

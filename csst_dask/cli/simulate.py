@@ -18,7 +18,7 @@ from csst_dask.cli.app import (
     app,
     console,
 )
-from csst_dask.cli.stage import Pixels, configure, connected, finish
+from csst_dask.cli.stage import Pixels, configure, finish
 from csst_dask.errors import ConfigError
 from csst_dask.outputs import local_path
 
@@ -123,9 +123,8 @@ def simulate(
     workers: WorkersOption = None,
 ) -> None:
     """Simulate exposures with truth: FITS files, or straight into a store."""
-    from csst_dask.runners.simulate import check_same_survey, simulate_files, simulate_store
-    from csst_dask.simulation.survey import plan_survey
-    from csst_dask.store import SurveyStore, locate
+    from csst_dask.api import simulate_folder, simulate_survey
+    from csst_dask.pipeline.stopping import stopping
 
     if sum(place is not None for place in (out, store, check)) != 1:
         raise ConfigError("give --out (FITS files), --store (no FITS) or --check (a report), one of them")
@@ -137,19 +136,10 @@ def simulate(
         simulation__seed=seed, simulation__galaxies=galaxies, simulation__depth=depth, simulation__physics=physics,
         simulation__product=product, ingest__pixels=pixels,
     )  # fmt: skip
-    plan_survey(chosen.simulation)
-    if store is None:
-        folder = local_path(str(out), "--out").resolve()
-        check_same_survey(folder, chosen.simulation)
-        with connected(chosen) as (client, stages):
-            summary = simulate_files(client, folder, chosen, *stages("simulate"))
-    else:
-        check_same_survey(locate(store), chosen.simulation)
-        keep_mask = chosen.ingest.pixels != "none"
-        with (
-            SurveyStore.reserve(store, chosen.ingest, chosen.mask) as lease,
-            connected(chosen) as (client, stages),
-            SurveyStore.write(store, chosen.ingest, chosen.mask, keep_mask=keep_mask, lease=lease) as survey,
-        ):
-            summary = simulate_store(client, survey, chosen, *stages("simulate"))
-    finish({"simulate": summary}, files=out, store=store)
+    with stopping(chosen.execution.walltime_margin):
+        if store is None:
+            folder = local_path(str(out), "--out").resolve()
+            summaries = {"simulate": simulate_folder(folder, chosen)}
+        else:
+            summaries = simulate_survey(store, chosen).summaries
+    finish(summaries, files=out, store=store)

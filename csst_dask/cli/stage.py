@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from csst_dask.config import Config, load_config, with_settings
+
+if TYPE_CHECKING:
+    from csst_dask.pipeline.summary import Summary
 
 
 class Pixels(StrEnum):
@@ -41,22 +44,29 @@ def configure(
 @contextmanager
 def connected(config: Config) -> Iterator[tuple[Any, Any]]:
     """A client and the progress of its stages, which end when a signal or the walltime asks for it."""
-    from csst_dask.pipeline.progress import Stages
     from csst_dask.pipeline.stopping import stopping
-    from csst_dask.runners.cluster import connect, reporting
+    from csst_dask.runners.session import session
+
+    with stopping(config.execution.walltime_margin), session(config) as (client, stages):
+        yield client, stages
+
+
+@contextmanager
+def survey_of(store: str | Path, config: Config) -> Iterator[Any]:
+    """The survey of a store, whose work ends when a signal or the walltime asks for it."""
+    from csst_dask.pipeline.stopping import stopping
+    from csst_dask.survey import Survey
 
     with stopping(config.execution.walltime_margin):
-        client = connect(config.cluster)
-        try:
-            with reporting(config.execution.report), Stages() as stages:
-                yield client, stages
-        finally:
-            client.close()
+        yield Survey(store, config=config)
 
 
-def finish(summaries: dict, **outputs: object) -> None:
-    """Print the summary and leave with its exit status."""
-    from csst_dask.pipeline.progress import print_summary
+def finish(summaries: dict[str, Summary], **outputs: object) -> None:
+    """Print where the outputs are, and leave with the exit status of what was done."""
+    from csst_dask.pipeline.progress import say
 
-    status = print_summary(summaries, {name.replace("_", " "): value for name, value in outputs.items() if value})
-    raise typer.Exit(status)
+    for name, where in outputs.items():
+        if where:
+            say(f"{name.replace('_', ' ')}: {where}")
+    statuses = {summary.exit_status for summary in summaries.values()}
+    raise typer.Exit(1 if 1 in statuses else 3 if 3 in statuses else 0)

@@ -76,8 +76,8 @@ class Stages:
         return advance, expect
 
 
-def print_summary(summaries: dict[str, Summary], outputs: dict[str, object]) -> int:
-    """Print one screen of what was done; returns the exit status."""
+def print_summary(summaries: dict[str, Summary]) -> None:
+    """Print one screen of what was done, by stage."""
     table = Table(box=None, pad_edge=False)
     headings = ("stage", "done", "rejected", "failed", "given up", "already done", "seconds", "chips/s")
     for heading in headings:
@@ -107,10 +107,6 @@ def print_summary(summaries: dict[str, Summary], outputs: dict[str, object]) -> 
             say(f"{name}: {count} x {reason}")
         for remark in summary.remarks:
             say(f"{name}: {remark}")
-    for what, where in outputs.items():
-        say(f"{what}: {where}")
-    statuses = {summary.exit_status for summary in summaries.values()}
-    return 1 if 1 in statuses else 3 if 3 in statuses else 0
 
 
 def say(line: str) -> None:

@@ -6,14 +6,11 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from dask.typing import no_default
-from distributed import Client, LocalCluster, SpecCluster, get_client, performance_report
+from distributed import Client, LocalCluster, SpecCluster
 from distributed.core import Status
 
 from csst_dask.config import ClusterConfig
@@ -245,55 +242,3 @@ def _join(config: ClusterConfig) -> Client:
             f"cluster: the scheduler at {where} speaks TLS, but no certificates are known here; name them in Dask's "
             "configuration, distributed.comm.tls (docs/cluster.md)"
         ) from None
-
-
-@contextmanager
-def current_client(client: Client | None = None) -> Iterator[Client]:
-    """The client given, else the one in use, else one of a local cluster that ends with the block."""
-    if client is None:
-        try:
-            client = get_client()
-        except ValueError:
-            own = connect()
-            try:
-                yield own
-            finally:
-                own.close()
-            return
-    yield client
-
-
-@contextmanager
-def reporting(path: Path | None) -> Iterator[None]:
-    """Save Dask's performance report of a block of work, or say in one line why there is none.
-
-    Parameters
-    ----------
-    path : Path or None
-        HTML file; None for no report.
-    """
-    if path is None:
-        yield
-        return
-    report = performance_report(filename=str(path))
-    began = False
-    with _warning(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report.__enter__()
-        began = True
-    try:
-        yield
-    finally:
-        if began:
-            with _warning(path):
-                report.__exit__(None, None, None)
-
-
-@contextmanager
-def _warning(path: Path) -> Iterator[None]:
-    """A report is no reason to fail."""
-    try:
-        yield
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        print(f"csst_dask: no performance report in {path} ({why})", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import xarray as xr
 from distributed import Client
 
 from csst_dask.config import Config, with_settings
@@ -16,7 +15,7 @@ from csst_dask.pipeline.summary import Summary
 from csst_dask.runners.ingest import ingest_survey
 from csst_dask.runners.map import map_survey
 from csst_dask.runners.predict import predict_survey
-from csst_dask.runners.run import Stage
+from csst_dask.runners.session import Stage
 from csst_dask.runners.simulate import simulate_files
 from csst_dask.schema import DONE
 from csst_dask.simulation.regions import DEMO
@@ -26,9 +25,11 @@ from csst_dask.store import SurveyStore
 DETECTORS = (23, 24)
 """Two neighbours, g and i, so that each band's fields form a strip."""
 
-
 NSIDE = 4096
 """Cells of 0.86 arcmin show the outlines of single detectors."""
+
+REPORT = "report.md"
+"""The report's name in the folder of the demonstration."""
 
 
 def demo_config(out: Path, config: Config) -> Config:
@@ -49,7 +50,7 @@ def demo_config(out: Path, config: Config) -> Config:
 
 def run_demo(
     client: Client, store: SurveyStore, out: Path, config: Config, stage: Stage, keep: bool = False
-) -> tuple[dict[str, Summary], xr.Dataset, Path]:
+) -> dict[str, Summary]:
     """Simulate, ingest, predict, map and report.
 
     The files of an exposure are removed as soon as it is in the store, unless they are to be kept.
@@ -70,9 +71,8 @@ def run_demo(
 
     Returns
     -------
-    summaries : dict of str to Summary
-    sky : xarray.Dataset
-    report : Path
+    dict of str to Summary
+        By stage.
     """
     start = time.monotonic()
     folder = out / "exposures"
@@ -92,7 +92,7 @@ def run_demo(
         if not keep:
             shutil.rmtree(folder / exposure.obs_id)
     totals["predict"] = predict_survey(client, store, config, *stage("predict"))
-    sky, totals["map"] = map_survey(client, store, config, None, *stage("map"))
+    _, totals["map"] = map_survey(client, store, config, None, *stage("map"))
     table = compare(store.scalars(), store.predictions.scalars())
     plot_counts(table, out / "counts.png")
     pictures = {"Star density on the sky": "map.png", "Predicted against true counts": "counts.png"}
@@ -100,6 +100,5 @@ def run_demo(
         f"{len(table)} detector images of {config.ingest.frame[1]} x {config.ingest.frame[0]} pixels, simulated",
         f"finished in {time.monotonic() - start:.0f} s on {len(client.nthreads())} workers",
     ]
-    report = out / "report.md"
-    report.write_text(markdown(table, "Star density of a simulated strip of sky", pictures, notes))
-    return totals, sky, report
+    (out / REPORT).write_text(markdown(table, "Star density of a simulated strip of sky", pictures, notes))
+    return totals

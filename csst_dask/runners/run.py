@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
@@ -14,19 +13,17 @@ from csst_dask.errors import ConfigError
 from csst_dask.models.files import identify_pair
 from csst_dask.pipeline.block import Work
 from csst_dask.pipeline.plan import plan_predicting, predictions_of, scalars_of
-from csst_dask.pipeline.record import Progress, Recorder
+from csst_dask.pipeline.record import Recorder
 from csst_dask.pipeline.routes import prepare_predictions
 from csst_dask.pipeline.skymap import MapPlan, MapSums, check_map, on_map
 from csst_dask.pipeline.source import open_files
 from csst_dask.pipeline.summary import Summary
-from csst_dask.runners.blocks import Expect, announce, block_size, divide, recording, run_blocks
+from csst_dask.runners.blocks import announce, block_size, divide, recording, run_blocks
 from csst_dask.runners.faults import TaskFailed
 from csst_dask.runners.ingest import take_stock
 from csst_dask.runners.networks import choose_pair
+from csst_dask.runners.session import Stage
 from csst_dask.store import SurveyStore, check_usable
-
-Stage = Callable[[str], tuple[Progress, Expect]]
-"""Given a stage's name, returns what to call for each chip and with the number of chips."""
 
 
 def check_run(config: Config) -> None:

@@ -254,7 +254,7 @@ def pixel_variables(
     mask = Variable(
         "mask", ("chip", "y", "x"), np.dtype(np.uint8), int(Mask.NOT_OBSERVED),
         {"long_name": "pixel flags", **_masks(bits)},
-        frame, (1, *chunks), whole, mask_codec(),
+        frame, (1, *chunks), whole or (1, chunks[0], frame[1]), mask_codec(),  # few files: each costs more than it holds
     )  # fmt: skip
     kept = (mask, *_measured(frame)) if keep_mask else _measured(frame)
     return kept if pixels == "none" else (image, *kept)
