@@ -245,6 +245,7 @@ def pixel_variables(
         Whether the store has a mask.
     """
     whole = (1, *frame) if shard else None
+    row_of_chunks = (1, chunks[0], frame[1])  # a file costs more than a chunk of a mask holds
     image = Variable(
         "image", ("chip", "y", "x"), np.dtype(np.float32), NAN,
         {"long_name": "calibrated count rate", "units": "electron s-1"},
@@ -254,7 +255,7 @@ def pixel_variables(
     mask = Variable(
         "mask", ("chip", "y", "x"), np.dtype(np.uint8), int(Mask.NOT_OBSERVED),
         {"long_name": "pixel flags", **_masks(bits)},
-        frame, (1, *chunks), whole or (1, chunks[0], frame[1]), mask_codec(),  # few files: each costs more than it holds
+        frame, (1, *chunks), whole or row_of_chunks, mask_codec(),
     )  # fmt: skip
     kept = (mask, *_measured(frame)) if keep_mask else _measured(frame)
     return kept if pixels == "none" else (image, *kept)
