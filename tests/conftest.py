@@ -9,6 +9,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -46,6 +47,14 @@ def client():
         found = cluster.connect(workers=2, quiet=True)
     yield found
     found.close()
+
+
+@pytest.fixture(autouse=True)
+def same_dask():
+    """A test that makes Dask send what others compute elsewhere is found where it does so."""
+    before = dask.config.get("scheduler", None)
+    yield
+    assert dask.config.get("scheduler", None) == before
 
 
 @pytest.fixture(scope="session")

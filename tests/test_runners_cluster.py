@@ -265,8 +265,7 @@ def test_nobody_answers(monkeypatch):
 def short():
     """A client that is the one in use, and may be closed."""
     client = connect(workers=1, quiet=True)
-    with client.as_current():
-        yield client
+    yield client
     client.close()
 
 
