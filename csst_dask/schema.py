@@ -46,6 +46,33 @@ MAGNITUDES = (18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 23.5, 24.0, 25.0, 26.0)
 TILES = 14
 """Tiles along each side of a frame, each of 16 x 16 blocks."""
 
+FLUX = -1.0 + 0.1 * np.arange(55)
+"""Lower edges of the steps of a peak's 3 x 3 light over the local sky, log10(e-/s)."""
+CONCENTRATION = 0.30 + 0.02 * np.arange(38)
+"""Lower edges of the steps of 3 x 3 over 5 x 5 light."""
+SHARPNESS = 0.08 * np.arange(12)
+"""Lower edges of the steps of peak over 3 x 3 light."""
+SIZES = 2.0 ** np.arange(2, 14)
+"""Lower edges of the steps of the area of saturated stars, pixel."""
+
+SHAPE_CONCENTRATION = (0.30, *np.arange(0.62, 0.95, 0.04).round(2).tolist(), 0.30, 0.78, 0.86, 0.94, 1.02, 0.30)
+SHAPE_SHARPNESS = (*10 * (0.00,), *5 * (0.40,), 0.56)
+"""Lower edges of the coarse shapes of peaks in tiles: ten of what may be a star, five of what is sharper, and the rest,
+which is single pixels."""
+SHAPES = np.arange(len(SHAPE_SHARPNESS))
+
+
+def _shape_of() -> NDArray[np.uint8]:
+    """Coarse shape of each step of concentration and sharpness: (concentration, sharpness) uint8."""
+    shape = np.zeros((CONCENTRATION.size, SHARPNESS.size), np.uint8)
+    for number, (concentration, sharpness) in enumerate(zip(SHAPE_CONCENTRATION, SHAPE_SHARPNESS, strict=True)):
+        inside = (CONCENTRATION[:, None] > concentration - 0.01) & (sharpness - 0.01 < SHARPNESS)
+        shape[inside] = number
+    return shape
+
+
+SHAPE_OF = _shape_of()
+
 STATUSES = ("pending", "done", "rejected", "failed", "superseded")
 """What became of a chip: ``rejected`` is the fault of its files, ``failed`` the machine's. Codes are the places."""
 

@@ -10,16 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
 
+from csst_dask.instrument.cells import sky_shape
 from csst_dask.schema import (
     BLOCK_SHAPE,
     BLOCK_STATS,
     CLASS_LABELS,
+    CONCENTRATION,
+    FLUX,
     MAGNITUDES,
     MASK_MEANINGS,
     N_CLASSES,
     REVIEW_REASONS,
     ROUTE_CODES,
     ROUTE_FLAGS,
+    SHAPES,
+    SHARPNESS,
+    SIZES,
     STATUSES,
     TILES,
     Mask,
@@ -40,17 +46,6 @@ COORDINATES = (
     "obs_id", "detector", "version", "band", "exptime", "mjd", "ra", "dec", "corner_ra", "corner_dec", "field",
     "zero_point", "header",
 )  # fmt: skip
-
-FLUX = -1.0 + 0.1 * np.arange(55)
-"""Lower edges of the steps of 3 x 3 light over the local sky, log10(e-/s)."""
-CONCENTRATION = 0.30 + 0.02 * np.arange(38)
-"""Lower edges of the steps of 3 x 3 over 5 x 5 light."""
-SHARPNESS = 0.08 * np.arange(12)
-"""Lower edges of the steps of peak over 3 x 3 light."""
-SHAPES = np.arange(16)
-"""Coarse shapes of peaks in tiles."""
-SIZES = 2.0 ** np.arange(2, 14)
-"""Lower edges of the steps of the area of saturated stars, pixel."""
 
 PREDICTED_STATES = ("none", "predicted", "incomplete")
 """Values of ``predicted``."""
@@ -221,12 +216,6 @@ FILE_VARIABLES = (
     Variable("path", ("file",), np.dtype("S4096"), b"", {"long_name": "input that gave no chip", "_Encoding": "utf-8"}),
     Variable("reason", ("file",), np.dtype("S1024"), b"", {"long_name": "why it gave none", "_Encoding": "utf-8"}),
 )
-
-
-def sky_shape(frame: tuple[int, int]) -> tuple[int, int]:
-    """Cells of the local sky: near 83 x 144 pixels, none of which crosses one of the 2 x 8 amplifiers of a frame."""
-    ny, nx = frame
-    return 2 * max(1, round(ny / 2 / 83)), 8 * max(1, round(nx / 8 / 144))
 
 
 def pixel_variables(

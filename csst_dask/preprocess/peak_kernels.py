@@ -1,0 +1,334 @@
+"""Compiled loops that look for peaks: fill rows, measure the local sky, and search a band of rows.
+
+A peak stands out of the sky of its own cell; cells are small rectangles of pixels, and a band is a row of cells.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from csst_dask.preprocess.kernels import FLAG_RUN, FLOAT32_MAX, _value
+
+HALO = 2
+"""Pixels around a band that its peaks see: light is summed over 5 x 5 pixels."""
+INVALID = np.float32(np.inf)
+"""Stands for a pixel that is invalid or off the frame: no peak is its neighbour, and none is brighter."""
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def fill_rows(pixels, flags, invalid, out):
+    """Copy pixels, `INVALID` where they are.
+
+    Parameters
+    ----------
+    pixels : (h, w) float32 array, or uint32 array holding the bits of big-endian float32
+    flags : (h, w) unsigned integer array, or None
+    invalid : unsigned integer of the flags' type
+    out : (h, w) float32 array
+    """
+    for y in range(pixels.shape[0]):
+        source, target = pixels[y, :], out[y, :]
+        for x in range(source.shape[0]):
+            value = _value(source[x])
+            target[x] = value if abs(value) <= FLOAT32_MAX else INVALID
+        if flags is not None:
+            _blank(flags[y, :], invalid, target)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _blank(flags, invalid, target):
+    """`INVALID` where a flag is set; flags are rare, so whole runs are looked at before single pixels."""
+    for start in range(0, flags.shape[0], FLAG_RUN):
+        run, some = flags[start : start + FLAG_RUN], np.uint16(0)
+        for k in range(run.shape[0]):
+            some = np.uint16(some | run[k])
+        if some & invalid:
+            part = target[start : start + FLAG_RUN]
+            for k in range(run.shape[0]):
+                part[k] = INVALID if run[k] & invalid else part[k]
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def flagged_runs(flags, bit, y0, x0, found):
+    """Runs of pixels that carry a flag: rows of (y, first x, one past the last x); returns their number.
+
+    A number beyond the room in ``found`` says how much is needed.
+    """
+    n, width = 0, flags.shape[1]
+    for y in range(flags.shape[0]):
+        row, x = flags[y, :], 0
+        while x < width:
+            if x + FLAG_RUN <= width:
+                run, some = row[x : x + FLAG_RUN], np.uint16(0)
+                for k in range(FLAG_RUN):
+                    some = np.uint16(some | run[k])
+                if some & bit == 0:
+                    x += FLAG_RUN
+                    continue
+            end = min(x + FLAG_RUN, width)
+            while x < end:
+                if row[x] & bit:
+                    first = x
+                    while x < width and row[x] & bit:
+                        x += 1
+                    if n < found.shape[0]:
+                        found[n, 0], found[n, 1], found[n, 2] = y0 + y, x0 + first, x0 + x
+                    n += 1
+                else:
+                    x += 1
+    return n
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def sample_cells(rows, edges, step_y, step_x, out):
+    """Copy every ``step_y``-th row and ``step_x``-th column of each cell of a band into (cells, n) ``out``."""
+    out[:] = INVALID
+    for i in range(edges.shape[0] - 1):
+        n = 0
+        for y in range(0, rows.shape[0], step_y):
+            for x in range(edges[i], edges[i + 1], step_x):
+                out[i, n] = rows[y, x]
+                n += 1
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _is_tied(ordered):
+    """Whether sorted values are to be spread, as `csst_dask.preprocess.measure.sky_of_sample` decides."""
+    n, groups, most, count = ordered.shape[0], np.int32(1), 1, 1
+    one, other = ordered[1:], ordered[:-1]
+    for k in range(one.shape[0]):
+        groups = np.int32(groups + np.int32(one[k] != other[k]))
+    if 2 * groups > n:
+        return False
+    for k in range(1, n):
+        count = count + 1 if ordered[k] == ordered[k - 1] else 1
+        most = max(most, count)
+    return 2 * most <= n
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _spread(ordered, spread):
+    """Fill (n,) float64 ``spread`` with sorted values, each group of equals from half way to the value before to half
+    way to the next."""
+    n, start, previous = ordered.shape[0], 0, 0.0
+    while start < n:
+        stop = start + 1
+        while stop < n and ordered[stop] == ordered[start]:
+            stop += 1
+        value = np.float64(ordered[start])
+        upper = 0.5 * (np.float64(ordered[stop]) + value) if stop < n else 2 * value - previous
+        lower = previous if start > 0 else 2 * value - upper
+        for k in range(start, stop):
+            spread[k] = lower + (upper - lower) * ((k - start + 0.5) / (stop - start))
+        previous, start = upper, stop
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _median(ordered):
+    n = ordered.shape[0]
+    return 0.5 * (np.float64(ordered[(n - 1) // 2]) + np.float64(ordered[n // 2]))
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _distance(ordered, level, k):
+    """The k-th smallest distance of sorted values from a level, from 0 on.
+
+    The k + 1 nearest values are neighbours: the first of them is found by bisection.
+    """
+    low, high = 0, ordered.shape[0] - k - 1
+    while low < high:
+        middle = (low + high) // 2
+        if level - ordered[middle] > ordered[middle + k + 1] - level:
+            low = middle + 1
+        else:
+            high = middle
+    return max(level - np.float64(ordered[low]), np.float64(ordered[low + k]) - level)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _level_and_scatter(ordered):
+    n, level = ordered.shape[0], _median(ordered)
+    return level, 1.4826 * 0.5 * (_distance(ordered, level, (n - 1) // 2) + _distance(ordered, level, n // 2))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def cell_levels(ordered, least, sky, noise):
+    """Median and 1.4826 median absolute deviation of each cell's sorted sample, which `INVALID` ends; NaN of too few.
+
+    Parameters
+    ----------
+    ordered : (cells, n) float32 array
+    least : int
+        Samples that a cell needs.
+    sky, noise : (cells,) float64 arrays
+        Filled.
+    """
+    values = np.empty(ordered.shape[1], np.float64)
+    for i in range(ordered.shape[0]):
+        n = ordered.shape[1]
+        while n > 0 and ordered[i, n - 1] == INVALID:
+            n -= 1
+        sky[i] = noise[i] = np.nan
+        if n < max(least, 1):
+            continue
+        if _is_tied(ordered[i, :n]):
+            _spread(ordered[i, :n], values[:n])
+            sky[i], noise[i] = _level_and_scatter(values[:n])
+        else:
+            sky[i], noise[i] = _level_and_scatter(ordered[i, :n])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def smooth_cells(levels, row, amplifier_y, amplifier_x, out):
+    """Medians over the up to 3 x 3 good cells around each cell of a row that belong to its amplifier; NaN of none.
+
+    Parameters
+    ----------
+    levels : (sy, sx) float64 array
+        NaN where a cell is not good.
+    row : int
+    amplifier_y, amplifier_x : int
+        Cells of an amplifier along each axis.
+    out : (sx,) float64 array
+    """
+    near = np.empty(9, np.float64)
+    top = row // amplifier_y * amplifier_y
+    for x in range(levels.shape[1]):
+        left, n = x // amplifier_x * amplifier_x, 0
+        for j in range(max(row - 1, top), min(row + 2, top + amplifier_y)):
+            for i in range(max(x - 1, left), min(x + 2, left + amplifier_x)):
+                value = levels[j, i]
+                if not math.isnan(value):
+                    k = n
+                    while k > 0 and near[k - 1] > value:
+                        near[k] = near[k - 1]
+                        k -= 1
+                    near[k] = value
+                    n += 1
+        out[x] = 0.5 * (near[(n - 1) // 2] + near[n // 2]) if n else np.nan
+
+
+@intrinsic
+def _exponent(typingctx, value):
+    """Bits of a float64 as an integer: over 2^52 they are the logarithm to base 2, to 0.09, plus 1023."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(types.int64))
+
+    return types.int64(types.float64), codegen
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", inline="always")
+def _step(guess, value, edges):
+    """Step of an axis by its lower edges, near a guess of it; what lies beyond goes to the end step."""
+    last = edges.shape[0] - 1
+    k = int(min(max(guess, 0.0), np.float64(last)))
+    while k < last and value >= edges[k + 1]:
+        k += 1
+    while k > 0 and value < edges[k]:
+        k -= 1
+    return k
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", inline="always")
+def _light(pixel, sky):
+    return np.float64(pixel) - sky if pixel < INVALID else 0.0
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _mark_maxima(here, low, marks):
+    """Mark pixels of a row that reach their level, and are brighter than the one before and not less than the next.
+
+    ``here`` begins one pixel before the row, and ends one behind it.
+    """
+    for k in range(low.shape[0]):
+        value = here[k + 1]
+        marks[k] = (value >= low[k]) & (here[k] < value) & (here[k + 2] <= value)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def search_band(
+    rows, y0, frame, edges, sky, noise, least, threshold, flux, concentration, sharpness, shape_of, peaks, tiles
+):
+    """Count the peaks of a band.
+
+    Parameters
+    ----------
+    rows : (h + 4, nx + 4) float32 array
+        The band in a halo of two pixels, as `fill_rows` fills it.
+    y0 : int
+        Frame row of the band's first.
+    frame : (int, int)
+    edges : (sx + 1,) int array
+        Columns where cells begin.
+    sky, noise : (sx,) float64 array
+        Of the cells; NaN where no peak is sought.
+    least, threshold : float
+        A peak's pixel exceeds the sky by so many times the noise, its 3 x 3 light 3 times the noise by so many.
+    flux, concentration, sharpness : (k,) float64 arrays
+        Lower edges of the steps of the 3 x 3 light (in even steps of its logarithm), of 3 x 3 over 5 x 5 light, and
+        of peak over 3 x 3 light.
+    shape_of : (concentration, sharpness) uint8 array
+        Coarse shape of each step.
+    peaks : (flux, concentration, sharpness) uint32 array
+        Added to.
+    tiles : (ty, tx, flux, shape) uint32 array
+        Added to.
+    """
+    ny, nx = frame
+    n_ty, n_tx = tiles.shape[0], tiles.shape[1]
+    flux_per, flux_at = 1 / np.log2(flux[1] / flux[0]), np.log2(flux[0])
+    concentration_per = 1 / (concentration[1] - concentration[0])
+    sharpness_per = 1 / (sharpness[1] - sharpness[0])
+    low, cell = np.empty(nx, np.float32), np.empty(nx, np.int32)
+    for i in range(sky.shape[0]):
+        level = np.float32(sky[i] + least * noise[i])
+        low[edges[i] : edges[i + 1]] = level - abs(level) * np.float32(2e-7)  # rounding leaves no candidate out
+        cell[edges[i] : edges[i + 1]] = i
+    marks = np.zeros((nx + 7) // 8 * 8, np.uint8)
+    words = marks.view(np.uint64)
+    for y in range(HALO, rows.shape[0] - HALO):
+        above, here, below = rows[y - 1, :], rows[y, :], rows[y + 1, :]
+        ty = (y0 + y - HALO) * n_ty // ny
+        _mark_maxima(here[HALO - 1 : nx + HALO + 1], low, marks)
+        for word in range(words.shape[0]):
+            if words[word] == 0:
+                continue
+            for k in range(8 * word, 8 * word + 8):
+                x = k + HALO
+                value = here[x]
+                if not (marks[k] and above[x] < value and below[x] <= value and value < INVALID):
+                    continue
+                if not (
+                    above[x - 1] < value and above[x + 1] < value and below[x - 1] <= value and below[x + 1] <= value
+                ):
+                    continue
+                b, s = sky[cell[k]], noise[cell[k]]
+                if not np.float64(value) - b > least * s:
+                    continue
+                inner = 0.0
+                for j in range(y - 1, y + 2):
+                    for i in range(x - 1, x + 2):
+                        inner += np.float64(rows[j, i]) - b
+                if not inner > 3 * threshold * s:
+                    continue
+                outer = inner
+                for i in range(x - 2, x + 3):
+                    outer += _light(rows[y - 2, i], b)
+                    outer += _light(rows[y + 2, i], b)
+                for j in range(y - 1, y + 2):
+                    outer += _light(rows[j, x - 2], b)
+                    outer += _light(rows[j, x + 2], b)
+                octaves = np.float64(_exponent(inner)) / 2.0**52 - 1023.0  # type: ignore[call-arg]
+                f = _step((octaves - flux_at) * flux_per, inner, flux)
+                ratio = inner / outer if outer > 0 else np.inf
+                c = _step((ratio - concentration[0]) * concentration_per, ratio, concentration)
+                share = (np.float64(value) - b) / inner
+                p = _step((share - sharpness[0]) * sharpness_per, share, sharpness)
+                peaks[f, c, p] += np.uint32(1)
+                tiles[ty, k * n_tx // nx, f, shape_of[c, p]] += np.uint32(1)

@@ -1,0 +1,239 @@
+"""Peaks of a frame: its local sky, what stands out of it, and areas that are saturated.
+
+A peak is a valid pixel, all of whose 8 neighbours are on the frame, valid and not brighter (of equals the first in
+(y, x)). It exceeds the local sky by more than `LEAST` times the local noise, and its 3 x 3 light exceeds three times
+that noise by more than `THRESHOLD` times. Rows of cells, bands, are searched as soon as the ones beside them have been
+read, whatever the order in which pixels come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csst_dask.instrument.cells import amplifier_cells, sky_edges
+from csst_dask.preprocess import peak_kernels as kernels
+from csst_dask.preprocess.saturated import count_areas
+from csst_dask.schema import (
+    CONCENTRATION,
+    FLUX,
+    SHAPE_OF,
+    SHAPES,
+    SHARPNESS,
+    SIZES,
+    TILES,
+)
+
+LEAST = 3.0
+"""A peak's pixel exceeds the local sky by more than this many times the local noise."""
+THRESHOLD = 5.0
+"""Its 3 x 3 light exceeds three times the local noise by more than this many."""
+LIGHT = 10.0**FLUX
+"""Lower edges of the steps of 3 x 3 light, in the unit of the pixels."""
+CELL_SAMPLE = 512
+"""Pixels of a cell that its sky is measured from, or all that it has."""
+GOOD_CELL = 200
+"""Valid ones of them that a cell needs to count."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What stands out of a frame's sky."""
+
+    peaks: NDArray[np.uint32]
+    """(flux, concentration, sharpness) counts; edges as in `schema`."""
+    tile_peaks: NDArray[np.uint16]
+    """(ty, tx, flux, shape) counts."""
+    saturated: NDArray[np.uint16]
+    """(ty, tx, size) counts of saturated stars by area."""
+    sky: NDArray[np.float32]
+    """(sy, sx) local sky, in the unit of the pixels; NaN where it is not known."""
+    noise: NDArray[np.float32]
+    """(sy, sx) local scatter of the sky."""
+
+
+class PeakSearch:
+    """Running search of one frame.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Frame shape (y, x), pixel.
+    least, threshold : float
+        As `LEAST` and `THRESHOLD`.
+    """
+
+    def __init__(self, shape: tuple[int, int], least: float = LEAST, threshold: float = THRESHOLD):
+        self.shape, self.least, self.threshold = (int(shape[0]), int(shape[1])), float(least), float(threshold)
+        self.edges_y, self.edges_x = sky_edges(self.shape)
+        self.cells = self.edges_y.size - 1, self.edges_x.size - 1
+        self.levels = np.full((2, *self.cells), np.nan)
+        """Sky and noise of each cell by itself."""
+        self.smooth = np.full((2, *self.cells), np.nan)
+        """Medians over the cells around."""
+        self.peaks = np.zeros((FLUX.size, CONCENTRATION.size, SHARPNESS.size), np.uint32)
+        self.tiles = np.zeros((TILES, TILES, FLUX.size, SHAPES.size), np.uint32)
+        self.runs: list[NDArray[np.int32]] = []
+        """Runs of saturated pixels: rows of (y, first x, one past the last)."""
+        self._missing = np.diff(self.edges_y) * self.shape[1]
+        self._searched = np.zeros(self.cells[0], bool)
+        self._bands: dict[int, _Band] = {}
+        self._spare: list[NDArray[np.float32]] = []
+
+    def add(
+        self,
+        pixels: NDArray,
+        flags: NDArray | None,
+        invalid: np.unsignedinteger,
+        saturated: int,
+        y0: int = 0,
+        x0: int = 0,
+    ) -> None:
+        """Add a chunk, as `FrameSums.add` has made it readable; every pixel of the frame may come once.
+
+        Parameters
+        ----------
+        pixels : (h, w) float32 array, or uint32 array holding the bits of big-endian float32
+        flags : (h, w) unsigned integer array, or None
+        invalid : unsigned integer of the flags' type
+        saturated : int
+            Bits of ``flags`` that mark saturated pixels.
+        y0, x0 : int
+            Frame position of the chunk's first pixel.
+        """
+        h, w = pixels.shape
+        if flags is not None and saturated:
+            self._note_runs(flags, saturated, y0, x0)
+        first = int(np.searchsorted(self.edges_y, y0, "right")) - 1
+        last = int(np.searchsorted(self.edges_y, y0 + h - 1, "right")) - 1
+        for band in range(max(first - 1, 0), min(last + 2, self.cells[0])):
+            low, high = int(self.edges_y[band]), int(self.edges_y[band + 1])
+            start, stop = max(low - kernels.HALO, y0), min(high + kernels.HALO, y0 + h)
+            if start < stop and not self._searched[band]:
+                part = slice(start - y0, stop - y0)
+                target = self._band(band).rows[
+                    start - low + kernels.HALO : stop - low + kernels.HALO, x0 + kernels.HALO : x0 + kernels.HALO + w
+                ]
+                kernels.fill_rows(pixels[part], None if flags is None else flags[part], invalid, target)
+                own = min(stop, high) - max(start, low)
+                self._missing[band] -= max(own, 0) * w
+                self._band(band).parts.append((start, stop, x0, x0 + w))
+                if own > 0 and self._missing[band] == 0:
+                    self._measure(band)
+        self._search_ready()
+
+    def merge(self, other: PeakSearch) -> None:
+        """Add what another search has seen of other parts of the same frame."""
+        self.runs += other.runs
+        self.peaks += other.peaks
+        self.tiles += other.tiles
+        for here, there in ((self.levels, other.levels), (self.smooth, other.smooth)):
+            np.copyto(here, there, where=np.isnan(here))
+        self._missing -= np.diff(self.edges_y) * self.shape[1] - other._missing
+        self._searched |= other._searched
+        for band, found in other._bands.items():
+            if self._searched[band]:
+                continue
+            mine, low = self._band(band), int(self.edges_y[band])
+            for start, stop, x0, x1 in found.parts:
+                part = np.s_[
+                    start - low + kernels.HALO : stop - low + kernels.HALO, x0 + kernels.HALO : x1 + kernels.HALO
+                ]
+                mine.rows[part] = found.rows[part]
+            mine.parts += found.parts
+            if self._missing[band] == 0 and not mine.measured:
+                self._measure(band)
+        self._search_ready()
+
+    def finish(self) -> Peaks:
+        """Counts of what has been added; bands of which pixels are missing hold no peak."""
+        limit = np.iinfo(np.uint16).max
+        return Peaks(
+            self.peaks.copy(),
+            np.minimum(self.tiles, limit).astype(np.uint16),
+            count_areas(self.runs, self.shape, SIZES),
+            self.smooth[0].astype(np.float32),
+            self.smooth[1].astype(np.float32),
+        )
+
+    def _note_runs(self, flags: NDArray, saturated: int, y0: int, x0: int) -> None:
+        bit, room = flags.dtype.type(saturated & int(np.iinfo(flags.dtype).max)), np.empty((4096, 3), np.int32)
+        n = kernels.flagged_runs(flags, bit, y0, x0, room)
+        if n > len(room):
+            room = np.empty((n, 3), np.int32)
+            kernels.flagged_runs(flags, bit, y0, x0, room)
+        if n:
+            self.runs.append(room[:n].copy())
+
+    def _band(self, band: int) -> _Band:
+        if band not in self._bands:
+            height = int(np.diff(self.edges_y).max()) + 2 * kernels.HALO
+            rows = (
+                self._spare.pop() if self._spare else np.empty((height, self.shape[1] + 2 * kernels.HALO), np.float32)
+            )
+            rows = rows[: int(self.edges_y[band + 1] - self.edges_y[band]) + 2 * kernels.HALO]
+            rows[:, : kernels.HALO] = rows[:, -kernels.HALO :] = kernels.INVALID
+            if band == 0:
+                rows[: kernels.HALO] = kernels.INVALID
+            if band == self.cells[0] - 1:
+                rows[-kernels.HALO :] = kernels.INVALID
+            self._bands[band] = _Band(rows, [])
+        return self._bands[band]
+
+    def _measure(self, band: int) -> None:
+        """Sky and noise of the cells of a band whose pixels have all come."""
+        found, halo = self._bands[band], kernels.HALO
+        inner = found.rows[halo:-halo, halo:-halo]
+        step_y, step_x = sample_steps(inner.shape[0], int(np.diff(self.edges_x).max()))
+        size = -(-inner.shape[0] // step_y) * -(-int(np.diff(self.edges_x).max()) // step_x)
+        sample = np.empty((self.cells[1], size), np.float32)
+        kernels.sample_cells(inner, self.edges_x, step_y, step_x, sample)
+        sample.sort(axis=1)
+        kernels.cell_levels(sample, GOOD_CELL, self.levels[0, band], self.levels[1, band])
+        found.measured = True
+
+    def _search_ready(self) -> None:
+        """Search bands whose neighbours have been measured, and forget their pixels."""
+        done = self._missing == 0
+        for band in sorted(self._bands):
+            around = slice(max(band - 1, 0), band + 2)
+            if done[around].all() and not self._searched[band]:
+                self._search(band)
+
+    def _search(self, band: int) -> None:
+        down, along = amplifier_cells(self.cells)
+        for levels, smooth in zip(self.levels, self.smooth, strict=True):
+            kernels.smooth_cells(levels, band, down, along, smooth[band])
+        found = self._bands.pop(band)
+        kernels.search_band(
+            found.rows, int(self.edges_y[band]), self.shape, self.edges_x, self.smooth[0, band], self.smooth[1, band],
+            self.least, self.threshold, LIGHT, CONCENTRATION, SHARPNESS, SHAPE_OF, self.peaks, self.tiles,
+        )  # fmt: skip
+        self._searched[band] = True
+        base: Any = found.rows.base
+        self._spare.append(found.rows if base is None else base)
+
+
+@dataclass
+class _Band:
+    rows: NDArray[np.float32]
+    """In a halo of two pixels."""
+    parts: list[tuple[int, int, int, int]]
+    """First row, one past the last, first column, one past the last of what has come."""
+    measured: bool = False
+
+
+def sample_steps(height: int, width: int) -> tuple[int, int]:
+    """Steps in y and x between sampled pixels of a cell, so that at least `CELL_SAMPLE` are taken where there are.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the cell, pixel.
+    """
+    step = max(height * width // CELL_SAMPLE, 1)
+    step_x = max(int(np.sqrt(step / 2)), 1)
+    return max(step // step_x, 1), step_x
