@@ -75,7 +75,7 @@ def triplet_to_store(files: ChipFiles, writer: ChipWriter) -> Measured:
         found = pixel_pass(Config(ingest=IngestConfig(pixels="none"))).run(
             lambda a, b: (image.read_rows(a, b), flg.read_rows(a, b), wht.read_rows(a, b)), writer
         )
-    writer.write_measured(found.maps, np.full(80, 32, np.uint8))
+    writer.write_measured(found.stored(), np.full(80, 32, np.uint8))
     return found
 
 

@@ -71,6 +71,8 @@ def write_maps(path: str, block_stats: NDArray, chips: Sequence[ChipInfo | None]
     with store:
         rows = store.allocate([ChipKey(f"{10_000_000_000 + row // 4}", 8 + row % 4) for row in range(len(chips))])
         for row in rows:
-            ChipWriter(task_arrays(path, len(rows)), row).write_measured(block_stats[row], np.zeros(0, np.uint8))
+            ChipWriter(task_arrays(path, len(rows)), row).write_measured(
+                {"block_stats": block_stats[row]}, np.zeros(0, np.uint8)
+            )
         known = [row for row in rows if chips[row] is not None]
         store.record(known, [ChipResult("done", info=chips[row]) for row in known])

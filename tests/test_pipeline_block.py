@@ -197,7 +197,7 @@ def test_a_chip_does_not_depend_on_its_neighbours(survey, apart, tmp_path):
             assert_same_outcome(alone, expected, [row])
         for row in range(1, CHIPS):
             others = 10 ** rng.uniform(-3, 3, read_chip(arrays["block_stats"], row).shape)
-            ChipWriter(arrays, row).write_measured(others, np.zeros(0, np.uint8))
+            ChipWriter(arrays, row).write_measured({"block_stats": others}, np.zeros(0, np.uint8))
             known[row] = known[row] | {"sky_level": 1e3, "sky_sigma": 1e-3, "band": "y"}
         among = process_block(Block(known=known), work)
     assert_same_outcome(among, expected, [0])

@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from csst_dask.instrument.cells import amplifier_cells, sky_edges, sky_shape
 from csst_dask.preprocess.measure import sky_of_sample
 from csst_dask.preprocess.peaks import CELL_SAMPLE, GOOD_CELL, PeakSearch, sample_steps
+from csst_dask.preprocess.peaks_torch import search_frame
 from csst_dask.schema import CONCENTRATION, FLUX, SHAPE_OF, SHAPES, SHARPNESS, SIZES, TILES
 
 FRAME = (372, 390)
@@ -242,3 +244,11 @@ def test_least_and_threshold_are_multiples_of_the_noise():
     for least, n in ((3, 1), (35, 1), (45, 0)):
         assert search(image, least=least, threshold=8).peaks.sum() == n, least
     assert search(image, threshold=16).peaks.sum() == 0
+
+
+@pytest.mark.parametrize("rounded", [0.0, 0.02])
+def test_a_device_finds_the_same(rounded):
+    image, mask = scene(8, rounded=rounded)
+    good = torch.from_numpy(np.isfinite(image) & ((mask & INVALID) == 0))
+    found = search_frame(torch.from_numpy(image), good, torch.from_numpy((mask & SATURATED) != 0))
+    same(found.finish(), search(image, mask))

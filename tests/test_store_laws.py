@@ -74,7 +74,7 @@ def write_chip(store: SurveyStore, row: int, content: dict[str, np.ndarray]) -> 
     for y in range(0, FRAME[0], writer.band_rows or FRAME[0]):
         rows = slice(y, y + (writer.band_rows or FRAME[0]))
         writer.write_pixels(y, content["image"][rows], content["mask"][rows])
-    return writer.write_measured(content["block_stats"], content["header"])
+    return writer.write_measured({"block_stats": content["block_stats"]}, content["header"])
 
 
 def result(k: int, status: str = "done", reason: str = "") -> ChipResult:

@@ -200,7 +200,7 @@ class _PendingChip:
     def complete(self, measured: Measured) -> tuple[str, ChipInfo]:
         """Check and write what the pass over the pixels gave: notes and scalars."""
         info = _complete(self.opened.info, measured)
-        notes = [*self.opened.notes, self.writer.write_measured(measured.maps, self.opened.cards)]
+        notes = [*self.opened.notes, self.writer.write_measured(measured.stored(), self.opened.cards)]
         if self.opened.finish is not None:
             info, note = self.opened.finish(info)
             notes.append(note)

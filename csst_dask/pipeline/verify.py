@@ -81,7 +81,7 @@ def _verify(
         return
     band = (arrays["mask"].shards or arrays["mask"].chunks)[1] if "mask" in arrays else None
     if "image" in parts and "mask" in parts:
-        yield from _compare(_measure(parts["image"], parts["mask"], invalid, band), stats, scalars, exact)
+        yield from _compare(_measure(parts["image"], parts["mask"], invalid, band), parts, scalars, exact)
     elif "mask" in parts and "image" not in arrays:
         again = _measure(np.zeros(parts["mask"].shape, np.float32), parts["mask"], invalid, band)
         yield from _compare_valid(again, stats, scalars, exact)
@@ -97,11 +97,17 @@ def _measure(image: NDArray, mask: NDArray, invalid: int, band: int | None) -> M
     return sums.finish()
 
 
-def _compare(again: Measured, stats: NDArray, scalars: Mapping[str, Any], exact: bool) -> Iterator[Finding]:
+def _compare(
+    again: Measured, parts: Mapping[str, NDArray], scalars: Mapping[str, Any], exact: bool
+) -> Iterator[Finding]:
+    stats = parts["block_stats"]
     for name, one, other in zip(BLOCK_STATS, again.maps.astype(np.float32), stats, strict=True):
         yield from _differ(f"block_stats {name}", one, other, exact)
     for name in STATISTICS:
         yield from _differ(name, getattr(again, name), scalars[name], exact)
+    for name, one in again.stored().items():
+        if name != "block_stats" and name in parts:
+            yield from _differ(name, one, parts[name], exact)
 
 
 def _compare_valid(again: Measured, stats: NDArray, scalars: Mapping[str, Any], exact: bool) -> Iterator[Finding]:
@@ -129,5 +135,5 @@ def _differ(name: str, again: Any, stored: Any, exact: bool) -> Iterator[Finding
         with np.errstate(invalid="ignore"):
             gap = np.abs(one.astype(np.float64) - other.astype(np.float64))
         places = int((~((one == other) | (np.isnan(one) & np.isnan(other)))).sum())
-        where = f" in {places} of {one.size} blocks" if one.size > 1 else ""
+        where = f" in {places} of {one.size} values" if one.size > 1 else ""
         yield name, f"differs from what the stored pixels give by up to {np.nanmax(gap, initial=0):.3g}{where}"

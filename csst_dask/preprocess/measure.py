@@ -1,8 +1,8 @@
-"""One pass over the pixels of a frame: block statistics, statistics and sky level.
+"""One pass over the pixels of a frame: block statistics, statistics, sky level and peaks.
 
-A frame of 340 MB becomes six maps of 224 x 224 and five numbers. Area weights are exact: a pixel on a border
-counts for each of its blocks by its overlap. Everything is a sum (or a maximum), so a frame may come in chunks of
-any shape and in any order, and sums of parts merge by addition.
+A frame of 340 MB becomes six maps of 224 x 224, five numbers, and counts of peaks. Area weights are exact: a pixel on
+a border counts for each of its blocks by its overlap. Everything is a sum (or a maximum), so a frame may come in
+chunks of any shape and in any order, and sums of parts merge by addition.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.preprocess import kernels
-from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, FRAME_SHAPE
+from csst_dask.preprocess.peaks import PeakSearch
+from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, FRAME_SHAPE, Mask
 
 MAD_TO_SIGMA = 1.4826  # 1 / Phi^-1(3/4): sigma of a Gaussian with unit median absolute deviation
 SKY_SAMPLE = 100_000
@@ -40,6 +41,18 @@ class Measured:
     """Median of the sparse sample of valid pixels."""
     sky_sigma: float
     """1.4826 times the median absolute deviation of that sample."""
+
+    peaks: NDArray[np.uint32]
+    """(flux, concentration, sharpness) counts; this and what follows as in `csst_dask.preprocess.peaks.Peaks`."""
+    tile_peaks: NDArray[np.uint16]
+    saturated: NDArray[np.uint16]
+    sky: NDArray[np.float32]
+    noise: NDArray[np.float32]
+
+    def stored(self) -> dict[str, NDArray]:
+        """Arrays of a survey store by name, `store.layout.MEASURED`."""
+        arrays: dict[str, NDArray] = {"block_stats": self.maps.astype(np.float32)}
+        return arrays | {name: getattr(self, name) for name in ("peaks", "tile_peaks", "saturated", "sky", "noise")}
 
     def __getitem__(self, channel: str) -> NDArray[np.float64]:
         return self.maps[BLOCK_STATS.index(channel)]
@@ -72,6 +85,7 @@ class FrameSums:
         self.points = np.zeros((2, *out))
         rows, columns = shape[0] // kernels.SAMPLE_ROWS, shape[1] // kernels.SAMPLE_COLUMNS
         self.sample = np.full((max(rows, 1), max(columns, 1)), np.nan, np.float32)
+        self.search = PeakSearch(shape)
 
     def add(
         self,
@@ -79,6 +93,7 @@ class FrameSums:
         flags: NDArray | None = None,
         *,
         invalid: int | None = None,
+        saturated: int = Mask.SATURATED,
         y0: int = 0,
         x0: int = 0,
         pool: ThreadPoolExecutor | None = None,
@@ -94,6 +109,8 @@ class FrameSums:
             Bits that mark invalid pixels.
         invalid : int, optional
             Bits of ``flags`` that make a pixel invalid; by default all.
+        saturated : int
+            Bits of ``flags`` that mark saturated pixels; by default the bit of the mask and of CSST's flag files.
         y0, x0 : int
             Frame position of the chunk's first pixel.
         pool, threads
@@ -122,6 +139,7 @@ class FrameSums:
         else:
             edges = np.linspace(0, self.out[0], threads + 1).astype(int).tolist()
             list(pool.map(rows, edges[:-1], edges[1:]))
+        self.search.add(raw, bits, bad, 0 if flags is None or np.asarray(flags).dtype == bool else saturated, y0, x0)
         kernels.sample_points(raw, bits, bad, y0, x0, ny, nx, self.points)
         kernels.sample_sky(raw, bits, bad, y0, x0, self.sample)
 
@@ -147,6 +165,7 @@ class FrameSums:
         np.maximum(self.top, other.top, out=self.top)
         self.points += other.points
         np.copyto(self.sample, other.sample, where=np.isnan(self.sample))
+        self.search.merge(other.search)
 
     def finish(self) -> Measured:
         """Maps and statistics of what has been added.
@@ -174,7 +193,7 @@ class FrameSums:
             pixel_mean = offset + shift
             pixel_std = float(np.sqrt(max(float(second.sum()) / total - offset**2, 0.0)))
         level, sigma = sky_of_sample(self.sample)
-        return Measured(maps, pixel_mean, pixel_std, round(total), level, sigma)
+        return Measured(maps, pixel_mean, pixel_std, round(total), level, sigma, **vars(self.search.finish()))
 
 
 def measure_image(
@@ -182,6 +201,7 @@ def measure_image(
     flags: NDArray | None = None,
     *,
     invalid: int | None = None,
+    saturated: int = Mask.SATURATED,
     out: tuple[int, int] = BLOCK_SHAPE,
     threads: int = 1,
 ) -> Measured:
@@ -195,6 +215,8 @@ def measure_image(
         Bits that mark invalid pixels; pixels that are not finite are invalid anyway.
     invalid : int, optional
         Bits of ``flags`` that make a pixel invalid; by default all.
+    saturated : int
+        Bits of ``flags`` that mark saturated pixels; by default the bit of the mask and of CSST's flag files.
     out : (int, int)
         Shape of the maps.
     threads : int
@@ -206,10 +228,10 @@ def measure_image(
     """
     sums = FrameSums(image.shape, out)
     if threads == 1:
-        sums.add(image, flags, invalid=invalid)
+        sums.add(image, flags, invalid=invalid, saturated=saturated)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            sums.add(image, flags, invalid=invalid, pool=pool, threads=threads)
+            sums.add(image, flags, invalid=invalid, saturated=saturated, pool=pool, threads=threads)
     return sums.finish()
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from csst_dask.instrument.flags import FLAG_BITS
 from csst_dask.preprocess.kernels import FLOAT32_MAX, SAMPLE_COLUMNS, SAMPLE_ROWS
 from csst_dask.preprocess.measure import FrameSums, Measured
-from csst_dask.schema import BLOCK_SHAPE
+from csst_dask.preprocess.peaks_torch import search_frame
+from csst_dask.schema import BLOCK_SHAPE, Mask
 
 BLOCK_ROWS = 16
 """Output rows to work on at a time; about 40 bytes are taken for each pixel of theirs."""
@@ -80,7 +81,14 @@ class TorchMeasurer:
         self._sky_y = self._send(down * SAMPLE_ROWS + SAMPLE_ROWS // 2)
         self._sky_x = self._send(along * SAMPLE_COLUMNS + down % SAMPLE_COLUMNS)
 
-    def measure(self, image: Tensor, flags: Tensor | None = None, *, invalid: int | None = None) -> Measured:
+    def measure(
+        self,
+        image: Tensor,
+        flags: Tensor | None = None,
+        *,
+        invalid: int | None = None,
+        saturated: int = Mask.SATURATED,
+    ) -> Measured:
         """Reduce a frame; parameters are those of `sums`.
 
         Returns
@@ -88,9 +96,16 @@ class TorchMeasurer:
         Measured
             As from `csst_dask.preprocess.measure_image`.
         """
-        return self.sums(image, flags, invalid=invalid).finish()
+        return self.sums(image, flags, invalid=invalid, saturated=saturated).finish()
 
-    def sums(self, image: Tensor, flags: Tensor | None = None, *, invalid: int | None = None) -> FrameSums:
+    def sums(
+        self,
+        image: Tensor,
+        flags: Tensor | None = None,
+        *,
+        invalid: int | None = None,
+        saturated: int = Mask.SATURATED,
+    ) -> FrameSums:
         """Sums over a frame, on the host; waits for the device once.
 
         Parameters
@@ -100,6 +115,8 @@ class TorchMeasurer:
             Bits that mark invalid pixels; pixels that are not finite are invalid anyway.
         invalid : int, optional
             Bits of ``flags`` that make a pixel invalid; by default all.
+        saturated : int
+            Bits of ``flags`` that mark saturated pixels.
 
         Returns
         -------
@@ -120,6 +137,9 @@ class TorchMeasurer:
         found = FrameSums(self.shape, self.out, shift=float(level))
         found.sums = sums.cpu().numpy() / np.array([1.0, *2 * [self.out[0] * self.out[1]]])[:, None, None]
         found.top, found.points, found.sample = top.cpu().numpy(), points.cpu().numpy(), sky.cpu().numpy()
+        good = self._valid(image, flags, invalid)
+        whole = None if flags is None or flags.dtype == torch.bool else flags
+        found.search = search_frame(image, good, None if whole is None else self._set(whole, saturated))
         return found
 
     def _send(self, array: NDArray) -> Tensor:
@@ -134,16 +154,19 @@ class TorchMeasurer:
     @staticmethod
     def _valid(values: Tensor, flags: Tensor | None, invalid: int | None) -> Tensor:
         good = values.abs() <= float(FLOAT32_MAX)
-        if flags is None:
-            return good
+        return good if flags is None else good & ~TorchMeasurer._set(flags, invalid)
+
+    @staticmethod
+    def _set(flags: Tensor, wanted: int | None) -> Tensor:
+        """Whether any of the wanted bits is set; by default any at all."""
         if flags.dtype in (torch.bool, torch.uint16):
             flags = flags.view(torch.uint8 if flags.dtype == torch.bool else torch.int16)
         # higher bits of wider flags are ignored
         size = min(8 * flags.element_size(), FLAG_BITS)
-        bits = (1 << size) - 1 if invalid is None else invalid & ((1 << size) - 1)
+        bits = (1 << size) - 1 if wanted is None else wanted & ((1 << size) - 1)
         if flags.dtype.is_signed and bits >> (8 * flags.element_size() - 1):
             bits -= 1 << size  # the highest bit is the sign
-        return good & ((flags & bits) == 0)
+        return (flags & bits) != 0
 
     def _block_rows(
         self, image: Tensor, flags: Tensor | None, invalid: int | None, level: Tensor, block: tuple

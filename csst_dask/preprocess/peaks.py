@@ -122,7 +122,8 @@ class PeakSearch:
                 self._missing[band] -= max(own, 0) * w
                 self._band(band).parts.append((start, stop, x0, x0 + w))
                 if own > 0 and self._missing[band] == 0:
-                    self._measure(band)
+                    self._sample(band)
+                    self._search_ready()
         self._search_ready()
 
     def merge(self, other: PeakSearch) -> None:
@@ -145,7 +146,7 @@ class PeakSearch:
                 mine.rows[part] = found.rows[part]
             mine.parts += found.parts
             if self._missing[band] == 0 and not mine.measured:
-                self._measure(band)
+                self._sample(band)
         self._search_ready()
 
     def finish(self) -> Peaks:
@@ -183,30 +184,41 @@ class PeakSearch:
             self._bands[band] = _Band(rows, [])
         return self._bands[band]
 
-    def _measure(self, band: int) -> None:
-        """Sky and noise of the cells of a band whose pixels have all come."""
-        found, halo = self._bands[band], kernels.HALO
-        inner = found.rows[halo:-halo, halo:-halo]
-        step_y, step_x = sample_steps(inner.shape[0], int(np.diff(self.edges_x).max()))
-        size = -(-inner.shape[0] // step_y) * -(-int(np.diff(self.edges_x).max()) // step_x)
-        sample = np.empty((self.cells[1], size), np.float32)
-        kernels.sample_cells(inner, self.edges_x, step_y, step_x, sample)
+    def sampled(self, band: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows (n,), and columns (sx, m) by cell, that the sky of a band is measured from; some lie behind the cell."""
+        low, high, width = int(self.edges_y[band]), int(self.edges_y[band + 1]), int(np.diff(self.edges_x).max())
+        step_y, step_x = sample_steps(high - low, width)
+        return np.arange(low, high, step_y), self.edges_x[:-1, None] + np.arange(0, width, step_x)
+
+    def measure(self, band: int, sample: NDArray[np.float32]) -> None:
+        """Note sky and noise of a band's cells from (sx, n) samples, `peak_kernels.INVALID` where there is none."""
         sample.sort(axis=1)
         kernels.cell_levels(sample, GOOD_CELL, self.levels[0, band], self.levels[1, band])
+
+    def smoothen(self, band: int) -> None:
+        """Take medians over the cells around those of a band."""
+        down, along = amplifier_cells(self.cells)
+        for levels, smooth in zip(self.levels, self.smooth, strict=True):
+            kernels.smooth_cells(levels, band, down, along, smooth[band])
+
+    def _sample(self, band: int) -> None:
+        """Measure the sky of a band whose pixels have all come."""
+        found, halo = self._bands[band], kernels.HALO
+        rows, columns = self.sampled(band)
+        sample = np.empty((self.cells[1], rows.size * columns.shape[1]), np.float32)
+        step_y, step_x = sample_steps(int(np.diff(self.edges_y)[band]), int(np.diff(self.edges_x).max()))
+        kernels.sample_cells(found.rows[halo:-halo, halo:-halo], self.edges_x, step_y, step_x, sample)
+        self.measure(band, sample)
         found.measured = True
 
     def _search_ready(self) -> None:
         """Search bands whose neighbours have been measured, and forget their pixels."""
-        done = self._missing == 0
         for band in sorted(self._bands):
-            around = slice(max(band - 1, 0), band + 2)
-            if done[around].all() and not self._searched[band]:
+            if not self._missing[max(band - 1, 0) : band + 2].any():
                 self._search(band)
 
     def _search(self, band: int) -> None:
-        down, along = amplifier_cells(self.cells)
-        for levels, smooth in zip(self.levels, self.smooth, strict=True):
-            kernels.smooth_cells(levels, band, down, along, smooth[band])
+        self.smoothen(band)
         found = self._bands.pop(band)
         kernels.search_band(
             found.rows, int(self.edges_y[band]), self.shape, self.edges_x, self.smooth[0, band], self.smooth[1, band],

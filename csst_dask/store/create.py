@@ -17,6 +17,7 @@ from csst_dask.store.layout import (
     FILE_VARIABLES,
     FILES,
     FORMAT,
+    MEASURED,
     PREDICTION_AXES,
     PREDICTION_VARIABLES,
     PREDICTIONS,
@@ -134,7 +135,7 @@ def create(location: str, ingest: IngestConfig, mask: MaskConfig, keep_mask: boo
         "keep_mask": keep_mask,
         "invalid_bits": mask.invalid_bits,
         "flag_bits": _bits(mask),
-        "measured": ["block_stats"],
+        "measured": list(MEASURED),
         "coordinates": " ".join(COORDINATES),
         "format": FORMAT,
     }

@@ -23,6 +23,8 @@ from csst_dask.schema import (
     REVIEW_REASONS,
     ROUTE_CODES,
     ROUTE_FLAGS,
+    SHAPE_CONCENTRATION,
+    SHAPE_SHARPNESS,
     SHAPES,
     SHARPNESS,
     SIZES,
@@ -186,10 +188,10 @@ MARKER = _scalar(
 PREDICTION_VARIABLES = (CHIP, *COPIED, *PREDICTED, MARKER)
 
 
-def _axis(name: str, values: NDArray, long_name: str, units: str = "1") -> Variable:
+def _axis(name: str, values: NDArray, long_name: str, units: str = "1", dim: str | None = None) -> Variable:
     dtype = values.dtype if values.dtype.kind in "US" else np.result_type(values.dtype)
     return Variable(
-        name, (name,), dtype, "" if dtype.kind == "U" else 0, {"long_name": long_name, "units": units},
+        name, (dim or name,), dtype, "" if dtype.kind == "U" else 0, {"long_name": long_name, "units": units},
         chunks=(len(values),), values=values,
     )  # fmt: skip
 
@@ -200,6 +202,8 @@ ROOT_AXES = (
     _axis("concentration", CONCENTRATION, "lower edge of 3 x 3 over 5 x 5 light"),
     _axis("sharpness", SHARPNESS, "lower edge of peak over 3 x 3 light"),
     _axis("shape", SHAPES, "coarse shape of a peak"),
+    _axis("shape_concentration", np.array(SHAPE_CONCENTRATION), "lower edge of the shape's concentration", dim="shape"),
+    _axis("shape_sharpness", np.array(SHAPE_SHARPNESS), "lower edge of the shape's sharpness", dim="shape"),
     _axis("size", SIZES, "lower edge of the area of a saturated star", "pixel"),
     _axis("magnitude", np.array(MAGNITUDES), "AB magnitude in the chip's band", "mag"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from csst_dask.store.arrays import array_of
-from csst_dask.store.layout import HEADER_BYTES
+from csst_dask.store.layout import HEADER_BYTES, MEASURED
 from csst_dask.store.location import open_group
 
 
@@ -27,7 +28,7 @@ def task_arrays(location: str, rows: int) -> dict[str, Any]:
         Chips of the store; a store that has grown is opened again.
     """
     group = open_group(location, read_only=False)
-    names = ("image", "mask", "block_stats", "header")
+    names = ("image", "mask", "header", *MEASURED)
     # or every chunk would be compared with the fill value, which no chunk of a chip holds alone
     with zarr.config.set({"array.write_empty_chunks": True}):
         return {name: array_of(group, name) for name in names if name in group}
@@ -47,7 +48,8 @@ class ChipWriter:
     def __init__(self, arrays: dict[str, Any], row: int):
         self.row = row
         self._image, self._mask = arrays.get("image"), arrays.get("mask")
-        self._block_stats, self._header = arrays["block_stats"], arrays["header"]
+        self._header = arrays["header"]
+        self._measured = {name: arrays[name] for name in MEASURED}
 
     @property
     def band_rows(self) -> int | None:
@@ -72,19 +74,26 @@ class ChipWriter:
 
     def clear(self) -> None:
         """Remove what was written of the chip, now or before, so that a rejected chip has no pixels."""
-        for array in (self._image, self._mask, self._block_stats, self._header):
+        for array in (self._image, self._mask, *self._measured.values(), self._header):
             if array is not None:
                 _erase(array, self.row)
 
-    def write_measured(self, block_stats: NDArray, cards: NDArray[np.uint8]) -> str:
-        """Write the block statistics (stat, iy, ix) and the header cards.
+    def write_measured(self, measured: Mapping[str, NDArray], cards: NDArray[np.uint8]) -> str:
+        """Write what was measured, and the header cards.
+
+        Parameters
+        ----------
+        measured : mapping of str to array
+            By name, of `csst_dask.store.layout.MEASURED`.
+        cards : (n,) uint8 array
 
         Returns
         -------
         str
             A note where the cards did not fit, else nothing.
         """
-        _write_whole(self._block_stats, self.row, (), block_stats.astype(np.float32))
+        for name, values in measured.items():
+            _write_whole(self._measured[name], self.row, (), values)
         padded = np.full(HEADER_BYTES, 32, np.uint8)
         padded[: min(cards.size, HEADER_BYTES)] = cards[:HEADER_BYTES]
         self._header[self.row] = padded
