@@ -131,15 +131,21 @@ class FrameSums:
             self._choose_shift(_first_guess(raw, bits, bad))
         shift = np.float32(0) if self.shift is None else self.shift
 
-        def rows(start: int, stop: int) -> None:
-            kernels.accumulate(raw, bits, bad, y0, x0, ny, nx, shift, start, stop, self.sums, self.top)
+        def accumulate(pixels: NDArray, flags: NDArray | None, y: int) -> None:
+            def part(start: int, stop: int) -> None:
+                kernels.accumulate(pixels, flags, bad, y, x0, ny, nx, shift, start, stop, self.sums, self.top)
 
-        if pool is None or threads == 1:
-            rows(0, self.out[0])
-        else:
-            edges = np.linspace(0, self.out[0], threads + 1).astype(int).tolist()
-            list(pool.map(rows, edges[:-1], edges[1:]))
-        self.search.add(raw, bits, bad, 0 if flags is None or np.asarray(flags).dtype == bool else saturated, y0, x0)
+            if pool is None or threads == 1:
+                part(0, self.out[0])
+            else:
+                edges = np.linspace(0, self.out[0], threads + 1).astype(int).tolist()
+                list(pool.map(part, edges[:-1], edges[1:]))
+
+        marks = 0 if flags is None or np.asarray(flags).dtype == bool else saturated
+        # rows of the whole frame are summed where the search has put them, while they are at hand
+        self.search.add(raw, bits, bad, marks, y0, x0, lambda rows, y: accumulate(rows, None, y))
+        if w < nx:
+            accumulate(raw, bits, y0)
         kernels.sample_points(raw, bits, bad, y0, x0, ny, nx, self.points)
         kernels.sample_sky(raw, bits, bad, y0, x0, self.sample)
 

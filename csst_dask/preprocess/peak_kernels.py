@@ -12,45 +12,44 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from csst_dask.preprocess.kernels import FLAG_RUN, FLOAT32_MAX, _value
+from csst_dask.preprocess.kernels import FLAG_RUN, _value
 
 HALO = 2
-"""Pixels around a band that its peaks see: light is summed over 5 x 5 pixels."""
+"""Rows around a band that its peaks see: light is summed over 5 x 5 pixels."""
 INVALID = np.float32(np.inf)
-"""Stands for a pixel that is invalid or off the frame: no peak is its neighbour, and none is brighter."""
+"""Stands for a pixel that is invalid or off the frame: no peak is its neighbour, and none is brighter. NaN does so too,
+and a peak beside -inf has no light."""
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
-def fill_rows(pixels, flags, invalid, out):
-    """Copy pixels, `INVALID` where they are.
+def swap_rows(bits, out):
+    """Copy (h, w) bits of big-endian float32 to (h, w) float32 ``out``."""
+    for y in range(bits.shape[0]):
+        source, target = bits[y, :], out[y, :]
+        for x in range(source.shape[0]):
+            target[x] = _value(source[x])
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def blank(flags, invalid, out):
+    """Make pixels `INVALID` where a flag is set; flags are rare, so whole runs are looked at before single pixels.
 
     Parameters
     ----------
-    pixels : (h, w) float32 array, or uint32 array holding the bits of big-endian float32
-    flags : (h, w) unsigned integer array, or None
+    flags : (h, w) unsigned integer array
     invalid : unsigned integer of the flags' type
     out : (h, w) float32 array
     """
-    for y in range(pixels.shape[0]):
-        source, target = pixels[y, :], out[y, :]
-        for x in range(source.shape[0]):
-            value = _value(source[x])
-            target[x] = value if abs(value) <= FLOAT32_MAX else INVALID
-        if flags is not None:
-            _blank(flags[y, :], invalid, target)
-
-
-@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
-def _blank(flags, invalid, target):
-    """`INVALID` where a flag is set; flags are rare, so whole runs are looked at before single pixels."""
-    for start in range(0, flags.shape[0], FLAG_RUN):
-        run, some = flags[start : start + FLAG_RUN], np.uint16(0)
-        for k in range(run.shape[0]):
-            some = np.uint16(some | run[k])
-        if some & invalid:
-            part = target[start : start + FLAG_RUN]
+    for y in range(flags.shape[0]):
+        row, target = flags[y, :], out[y, :]
+        for start in range(0, row.shape[0], FLAG_RUN):
+            run, some = row[start : start + FLAG_RUN], np.uint16(0)
             for k in range(run.shape[0]):
-                part[k] = INVALID if run[k] & invalid else part[k]
+                some = np.uint16(some | run[k])
+            if some & invalid:
+                part = target[start : start + FLAG_RUN]
+                for k in range(run.shape[0]):
+                    part[k] = INVALID if run[k] & invalid else part[k]
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
@@ -158,11 +157,12 @@ def _level_and_scatter(ordered):
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def cell_levels(ordered, least, sky, noise):
-    """Median and 1.4826 median absolute deviation of each cell's sorted sample, which `INVALID` ends; NaN of too few.
+    """Median and 1.4826 median absolute deviation of each cell's sorted sample, or NaN of too few.
 
     Parameters
     ----------
     ordered : (cells, n) float32 array
+        Valid samples, then `INVALID` and NaN.
     least : int
         Samples that a cell needs.
     sky, noise : (cells,) float64 arrays
@@ -171,7 +171,7 @@ def cell_levels(ordered, least, sky, noise):
     values = np.empty(ordered.shape[1], np.float64)
     for i in range(ordered.shape[0]):
         n = ordered.shape[1]
-        while n > 0 and ordered[i, n - 1] == INVALID:
+        while n > 0 and not ordered[i, n - 1] < INVALID:
             n -= 1
         sky[i] = noise[i] = np.nan
         if n < max(least, 1):
@@ -236,19 +236,23 @@ def _step(guess, value, edges):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", inline="always")
-def _light(pixel, sky):
-    return np.float64(pixel) - sky if pixel < INVALID else 0.0
+def _light(rows, y, x, sky):
+    """Light of a pixel over the sky; none of one that is invalid or off the frame."""
+    if x < 0 or x >= rows.shape[1]:
+        return 0.0
+    pixel = rows[y, x]
+    return np.float64(pixel) - sky if abs(pixel) < INVALID else 0.0
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def _mark_maxima(here, low, marks):
     """Mark pixels of a row that reach their level, and are brighter than the one before and not less than the next.
 
-    ``here`` begins one pixel before the row, and ends one behind it.
+    Those at its ends are left out: the first mark is of the second pixel.
     """
-    for k in range(low.shape[0]):
+    for k in range(low.shape[0] - 2):
         value = here[k + 1]
-        marks[k] = (value >= low[k]) & (here[k] < value) & (here[k + 2] <= value)
+        marks[k] = (value >= low[k + 1]) & (here[k] < value) & (here[k + 2] <= value)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
@@ -259,8 +263,8 @@ def search_band(
 
     Parameters
     ----------
-    rows : (h + 4, nx + 4) float32 array
-        The band in a halo of two pixels, as `fill_rows` fills it.
+    rows : (h + 4, nx) float32 array
+        The band between two rows before and two after it; `INVALID` or not finite where a pixel is not valid.
     y0 : int
         Frame row of the band's first.
     frame : (int, int)
@@ -291,44 +295,50 @@ def search_band(
         low[edges[i] : edges[i + 1]] = level - abs(level) * np.float32(2e-7)  # rounding leaves no candidate out
         cell[edges[i] : edges[i + 1]] = i
     marks = np.zeros((nx + 7) // 8 * 8, np.uint8)
-    words = marks.view(np.uint64)
+    words, places = marks.view(np.uint64), np.empty(marks.size + 1, np.int64)
     for y in range(HALO, rows.shape[0] - HALO):
         above, here, below = rows[y - 1, :], rows[y, :], rows[y + 1, :]
         ty = (y0 + y - HALO) * n_ty // ny
-        _mark_maxima(here[HALO - 1 : nx + HALO + 1], low, marks)
+        _mark_maxima(here, low, marks)
+        n = 0  # lists are filled without branches, which nobody could predict
         for word in range(words.shape[0]):
-            if words[word] == 0:
+            if words[word] != 0:
+                for k in range(8 * word, 8 * word + 8):
+                    places[n] = k + 1
+                    n += marks[k]
+        found = 0
+        for k in range(n):
+            x = places[k]
+            value = here[x]
+            places[found] = x
+            found += np.int64(
+                (above[x - 1] < value) & (above[x] < value) & (above[x + 1] < value)
+                & (below[x - 1] <= value) & (below[x] <= value) & (below[x + 1] <= value) & (value < INVALID)
+            )  # fmt: skip
+        for k in range(found):
+            x = places[k]
+            value = here[x]
+            b, s = sky[cell[x]], noise[cell[x]]
+            if not np.float64(value) - b > least * s:
                 continue
-            for k in range(8 * word, 8 * word + 8):
-                x = k + HALO
-                value = here[x]
-                if not (marks[k] and above[x] < value and below[x] <= value and value < INVALID):
-                    continue
-                if not (
-                    above[x - 1] < value and above[x + 1] < value and below[x - 1] <= value and below[x + 1] <= value
-                ):
-                    continue
-                b, s = sky[cell[k]], noise[cell[k]]
-                if not np.float64(value) - b > least * s:
-                    continue
-                inner = 0.0
-                for j in range(y - 1, y + 2):
-                    for i in range(x - 1, x + 2):
-                        inner += np.float64(rows[j, i]) - b
-                if not inner > 3 * threshold * s:
-                    continue
-                outer = inner
-                for i in range(x - 2, x + 3):
-                    outer += _light(rows[y - 2, i], b)
-                    outer += _light(rows[y + 2, i], b)
-                for j in range(y - 1, y + 2):
-                    outer += _light(rows[j, x - 2], b)
-                    outer += _light(rows[j, x + 2], b)
-                octaves = np.float64(_exponent(inner)) / 2.0**52 - 1023.0  # type: ignore[call-arg]
-                f = _step((octaves - flux_at) * flux_per, inner, flux)
-                ratio = inner / outer if outer > 0 else np.inf
-                c = _step((ratio - concentration[0]) * concentration_per, ratio, concentration)
-                share = (np.float64(value) - b) / inner
-                p = _step((share - sharpness[0]) * sharpness_per, share, sharpness)
-                peaks[f, c, p] += np.uint32(1)
-                tiles[ty, k * n_tx // nx, f, shape_of[c, p]] += np.uint32(1)
+            inner = 0.0
+            for j in range(y - 1, y + 2):
+                for i in range(x - 1, x + 2):
+                    inner += np.float64(rows[j, i]) - b
+            if not inner > 3 * threshold * s:
+                continue
+            outer = inner
+            for i in range(x - 2, x + 3):
+                outer += _light(rows, y - 2, i, b)
+                outer += _light(rows, y + 2, i, b)
+            for j in range(y - 1, y + 2):
+                outer += _light(rows, j, x - 2, b)
+                outer += _light(rows, j, x + 2, b)
+            octaves = np.float64(_exponent(inner)) / 2.0**52 - 1023.0  # type: ignore[call-arg]
+            f = _step((octaves - flux_at) * flux_per, inner, flux)
+            ratio = inner / outer if outer > 0 else np.inf
+            c = _step((ratio - concentration[0]) * concentration_per, ratio, concentration)
+            share = (np.float64(value) - b) / inner
+            p = _step((share - sharpness[0]) * sharpness_per, share, sharpness)
+            peaks[f, c, p] += np.uint32(1)
+            tiles[ty, x * n_tx // nx, f, shape_of[c, p]] += np.uint32(1)

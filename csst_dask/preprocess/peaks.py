@@ -8,6 +8,7 @@ read, whatever the order in which pixels come.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,7 @@ class PeakSearch:
         saturated: int,
         y0: int = 0,
         x0: int = 0,
+        each: Callable[[NDArray[np.float32], int], object] = lambda rows, y: None,
     ) -> None:
         """Add a chunk, as `FrameSums.add` has made it readable; every pixel of the frame may come once.
 
@@ -103,6 +105,9 @@ class PeakSearch:
             Bits of ``flags`` that mark saturated pixels.
         y0, x0 : int
             Frame position of the chunk's first pixel.
+        each : callable
+            Called with rows of a chunk as wide as the frame, in which invalid pixels are not finite, and the frame
+            row of the first.
         """
         h, w = pixels.shape
         if flags is not None and saturated:
@@ -114,14 +119,22 @@ class PeakSearch:
             start, stop = max(low - kernels.HALO, y0), min(high + kernels.HALO, y0 + h)
             if start < stop and not self._searched[band]:
                 part = slice(start - y0, stop - y0)
-                target = self._band(band).rows[
-                    start - low + kernels.HALO : stop - low + kernels.HALO, x0 + kernels.HALO : x0 + kernels.HALO + w
-                ]
-                kernels.fill_rows(pixels[part], None if flags is None else flags[part], invalid, target)
-                own = min(stop, high) - max(start, low)
-                self._missing[band] -= max(own, 0) * w
+                target = self._band(band).rows[start - low + kernels.HALO : stop - low + kernels.HALO]
+                if w < self.shape[1]:
+                    target = target[:, x0 : x0 + w]
+                if pixels.dtype == np.float32:
+                    np.copyto(target, pixels[part])
+                else:
+                    kernels.swap_rows(pixels[part], target)
+                if flags is not None:
+                    kernels.blank(flags[part], invalid, target)
                 self._band(band).parts.append((start, stop, x0, x0 + w))
-                if own > 0 and self._missing[band] == 0:
+                first_own, last_own = max(start, low), min(stop, high)
+                if first_own < last_own:
+                    if w == self.shape[1]:
+                        each(target[first_own - start : last_own - start], first_own)
+                    self._missing[band] -= (last_own - first_own) * w
+                if self._missing[band] == 0 and not self._band(band).measured:
                     self._sample(band)
                     self._search_ready()
         self._search_ready()
@@ -140,9 +153,7 @@ class PeakSearch:
                 continue
             mine, low = self._band(band), int(self.edges_y[band])
             for start, stop, x0, x1 in found.parts:
-                part = np.s_[
-                    start - low + kernels.HALO : stop - low + kernels.HALO, x0 + kernels.HALO : x1 + kernels.HALO
-                ]
+                part = np.s_[start - low + kernels.HALO : stop - low + kernels.HALO, x0:x1]
                 mine.rows[part] = found.rows[part]
             mine.parts += found.parts
             if self._missing[band] == 0 and not mine.measured:
@@ -171,12 +182,9 @@ class PeakSearch:
 
     def _band(self, band: int) -> _Band:
         if band not in self._bands:
-            height = int(np.diff(self.edges_y).max()) + 2 * kernels.HALO
-            rows = (
-                self._spare.pop() if self._spare else np.empty((height, self.shape[1] + 2 * kernels.HALO), np.float32)
-            )
+            room = int(np.diff(self.edges_y).max()) + 2 * kernels.HALO, self.shape[1]
+            rows = self._spare.pop() if self._spare else np.empty(room, np.float32)
             rows = rows[: int(self.edges_y[band + 1] - self.edges_y[band]) + 2 * kernels.HALO]
-            rows[:, : kernels.HALO] = rows[:, -kernels.HALO :] = kernels.INVALID
             if band == 0:
                 rows[: kernels.HALO] = kernels.INVALID
             if band == self.cells[0] - 1:
@@ -207,7 +215,7 @@ class PeakSearch:
         rows, columns = self.sampled(band)
         sample = np.empty((self.cells[1], rows.size * columns.shape[1]), np.float32)
         step_y, step_x = sample_steps(int(np.diff(self.edges_y)[band]), int(np.diff(self.edges_x).max()))
-        kernels.sample_cells(found.rows[halo:-halo, halo:-halo], self.edges_x, step_y, step_x, sample)
+        kernels.sample_cells(found.rows[halo:-halo], self.edges_x, step_y, step_x, sample)
         self.measure(band, sample)
         found.measured = True
 
@@ -232,7 +240,7 @@ class PeakSearch:
 @dataclass
 class _Band:
     rows: NDArray[np.float32]
-    """In a halo of two pixels."""
+    """Between two rows before and two after it."""
     parts: list[tuple[int, int, int, int]]
     """First row, one past the last, first column, one past the last of what has come."""
     measured: bool = False
