@@ -300,13 +300,13 @@ def search_band(
         above, here, below = rows[y - 1, :], rows[y, :], rows[y + 1, :]
         ty = (y0 + y - HALO) * n_ty // ny
         _mark_maxima(here, low, marks)
-        n = 0  # lists are filled without branches, which nobody could predict
+        n = np.int64(0)  # lists are filled without branches, which could not be predicted
         for word in range(words.shape[0]):
             if words[word] != 0:
                 for k in range(8 * word, 8 * word + 8):
                     places[n] = k + 1
                     n += marks[k]
-        found = 0
+        found = np.int64(0)
         for k in range(n):
             x = places[k]
             value = here[x]

@@ -188,10 +188,10 @@ MARKER = _scalar(
 PREDICTION_VARIABLES = (CHIP, *COPIED, *PREDICTED, MARKER)
 
 
-def _axis(name: str, values: NDArray, long_name: str, units: str = "1", dim: str | None = None) -> Variable:
+def _axis(name: str, values: NDArray, long_name: str, units: str = "1", **attrs: Any) -> Variable:
     dtype = values.dtype if values.dtype.kind in "US" else np.result_type(values.dtype)
     return Variable(
-        name, (dim or name,), dtype, "" if dtype.kind == "U" else 0, {"long_name": long_name, "units": units},
+        name, (name,), dtype, "" if dtype.kind == "U" else 0, {"long_name": long_name, "units": units, **attrs},
         chunks=(len(values),), values=values,
     )  # fmt: skip
 
@@ -201,9 +201,14 @@ ROOT_AXES = (
     _axis("flux", FLUX, "lower edge of 3 x 3 light over the local sky, log10(electron s-1)"),
     _axis("concentration", CONCENTRATION, "lower edge of 3 x 3 over 5 x 5 light"),
     _axis("sharpness", SHARPNESS, "lower edge of peak over 3 x 3 light"),
-    _axis("shape", SHAPES, "coarse shape of a peak"),
-    _axis("shape_concentration", np.array(SHAPE_CONCENTRATION), "lower edge of the shape's concentration", dim="shape"),
-    _axis("shape_sharpness", np.array(SHAPE_SHARPNESS), "lower edge of the shape's sharpness", dim="shape"),
+    _axis(
+        "shape",
+        SHAPES,
+        "coarse shape of a peak",
+        concentration=list(SHAPE_CONCENTRATION),
+        sharpness=list(SHAPE_SHARPNESS),
+        comment="a peak has the last shape whose lower edges of concentration and sharpness it reaches",
+    ),
     _axis("size", SIZES, "lower edge of the area of a saturated star", "pixel"),
     _axis("magnitude", np.array(MAGNITUDES), "AB magnitude in the chip's band", "mag"),
 )
