@@ -38,7 +38,7 @@ BRIGHT_LIMIT = 23.5
 """A bright star is brighter than this magnitude (AB) in the chip's own band."""
 
 STAR_LIMIT = 26.5
-"""The simulator's catalogue ends at this g magnitude (AB), for every band."""
+"""``n_star`` of a simulated chip counts stars brighter than this g magnitude (AB), in every band."""
 
 MAGNITUDES = (18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 23.5, 24.0, 25.0, 26.0)
 """Limits of the star counts N(< m), AB mag in the chip's own band."""
@@ -134,6 +134,55 @@ def density_class(n_star: ArrayLike) -> NDArray[np.int8]:
     return np.where(counts < 0, -1, classes).astype(np.int8)
 
 
+Tiles = tuple[tuple[int, ...], ...]
+"""Counts in `TILES` x `TILES` tiles, by (ty, tx)."""
+
+UNKNOWN_BRIGHTER = (-1,) * len(MAGNITUDES)
+UNKNOWN_TILES: Tiles = ((-1,) * TILES,) * TILES
+
+
+def count_brighter(mag: NDArray[np.floating], depth: float) -> tuple[int, ...]:
+    """Stars brighter than each of `MAGNITUDES`.
+
+    Parameters
+    ----------
+    mag : (n,) float array
+        AB mag in the chip's band.
+    depth : float
+        All stars brighter than this are among them, AB mag.
+
+    Returns
+    -------
+    tuple of int
+        -1 for the magnitudes beyond the depth.
+    """
+    counts = np.searchsorted(np.sort(mag), MAGNITUDES, side="left")
+    return tuple(int(n) if m <= depth else -1 for m, n in zip(MAGNITUDES, counts, strict=True))
+
+
+def count_tiles(y: NDArray[np.floating], x: NDArray[np.floating], shape: tuple[int, ...]) -> Tiles:
+    """Stars in each of the 14 x 14 tiles of a frame.
+
+    Parameters
+    ----------
+    y, x : (n,) float array
+        Pixel from the frame's outer corner; all on the frame.
+    shape : (int, int)
+        Of the frame (ny, nx), pixel.
+
+    Returns
+    -------
+    tuple of tuples of int
+        By (ty, tx), where ty is the whole part of 14 y / ny.
+    """
+    ty, tx = (
+        np.clip(np.floor(place * TILES / side), 0, TILES - 1).astype(np.int64)
+        for place, side in zip((y, x), shape, strict=True)
+    )
+    counts = np.bincount(ty * TILES + tx, minlength=TILES * TILES).reshape(TILES, TILES)
+    return tuple(tuple(row) for row in counts.tolist())
+
+
 class ChipKey(NamedTuple):
     """Identity of one detector image: exposure, detector and version of the data reduction; sorted in this order."""
 
@@ -195,6 +244,10 @@ class ChipInfo:
     n_valid: int = 0
     sky_level: float = float("nan")
     sky_sigma: float = float("nan")
+    n_brighter: tuple[int, ...] = UNKNOWN_BRIGHTER
+    """By `MAGNITUDES`; -1 where unknown, as the tiles."""
+    n_star_tile: Tiles = UNKNOWN_TILES
+    n_bright_tile: Tiles = UNKNOWN_TILES
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,7 @@ import pytest
 
 from csst_dask.errors import ConfigError
 from csst_dask.io import TRUTH_COLUMNS, TruthCounts, discover, read_truth, write_truth
-from csst_dask.schema import ChipFiles, ChipKey
+from csst_dask.schema import MAGNITUDES, UNKNOWN_BRIGHTER, ChipFiles, ChipKey
 
 KEY = ChipKey("100000100", 8, 1)
 SHAPE = (92, 96)
@@ -57,6 +58,38 @@ def test_written_catalogues_are_read_back_exactly(tmp_path):
         assert (table[name].to_numpy() == columns[name]).all()
     assert (table["veldisp"] == 0).all()
     assert not list(tmp_path.glob("*.part"))
+
+
+def brighter(path):
+    return read_truth(ChipFiles(KEY, "", truth=str(path)), "g", SHAPE).n_brighter
+
+
+def test_stars_beyond_the_count_are_bright_stars_all_the_same(tmp_path):
+    path, columns = tmp_path / "t.cat", catalogue()
+    counted = (columns["mag"] > 20.0) & (columns["obj_type"] == "star")
+    write_truth(path, columns | {"counted": counted.astype(int)})
+    assert path.read_text().splitlines()[0].split()[-1] == "counted"
+    n_star, n_bright = expected(columns)
+    of_counted = {name: value[counted] if np.ndim(value) else value for name, value in columns.items()}
+    assert counts(path) == (expected(of_counted)[0], n_bright, "")
+    assert expected(of_counted)[0] < n_star
+
+
+@pytest.mark.parametrize("depth", [None, 23.9, 26.7])
+def test_counts_by_magnitude_end_at_the_depth_of_the_catalogue(tmp_path, depth):
+    path, columns = tmp_path / "t.cat", catalogue()
+    write_truth(path, columns, depth)
+    known = depth or columns["mag"][columns["obj_type"] == "star"].max()
+    assert brighter(path) == tuple(expected(columns, m)[1] if m <= known else -1 for m in MAGNITUDES)
+    assert counts(path) == (*expected(columns), "")
+
+
+def test_a_catalogue_of_bright_stars_alone_tells_nothing_of_fainter_ones(tmp_path):
+    path = tmp_path / "t.cat"
+    write_truth(path, {"xImage": [5.0, 6.0], "yImage": 5.0, "mag": [19.5, 20.5], "obj_type": "star"})
+    assert brighter(path) == (0, 0, 1, 2, 2, 2, 2, -1, -1, -1)
+    write_truth(path, {})
+    assert brighter(path) == (0,) * 7 + (-1,) * 3
 
 
 def test_frame_edges_are_half_open_in_fits_pixels(tmp_path):
@@ -124,7 +157,8 @@ def test_catalogues_of_something_else_give_no_counts(tmp_path, name, changes, re
 def test_catalogues_of_this_chip_by_other_spellings(tmp_path, name, changes):
     columns = catalogue() | changes
     write_truth(tmp_path / name, columns)
-    assert read_truth(discovered(tmp_path), "g", SHAPE) == TruthCounts(*expected(columns))
+    found = read_truth(discovered(tmp_path), "g", SHAPE)
+    assert replace(found, n_brighter=UNKNOWN_BRIGHTER) == TruthCounts(*expected(columns))
 
 
 def test_files_given_by_hand_may_have_any_name(tmp_path):

@@ -10,9 +10,10 @@ from healpix_geo import nested
 
 from csst_dask.instrument import IMAGING_DETECTORS, frame_center
 from csst_dask.instrument.distortion import DISTORTION, sky_to_pixel
-from csst_dask.instrument.focal_plane import DETECTORS
-from csst_dask.schema import BRIGHT_LIMIT, FRAME_SHAPE, STAR_LIMIT
+from csst_dask.instrument.focal_plane import BAND_TABLE, DETECTORS
+from csst_dask.schema import BRIGHT_LIMIT, FRAME_SHAPE, MAGNITUDES, STAR_LIMIT, TILES
 from csst_dask.simulation.catalogue import CELL_ORDER
+from csst_dask.simulation.depth import drawn_depth
 from csst_dask.simulation.exposure import MARGIN, Chip, Exposure, draw_scene, sky_cells
 from csst_dask.simulation.galaxies import draw_galaxies
 from csst_dask.simulation.physics import SkyPhysics
@@ -72,7 +73,10 @@ def test_overlapping_detectors_of_two_exposures_see_the_same_objects(first, seco
             y, x = sky_to_pixel(
                 detector, exposure.ra, exposure.dec, exposure.theta, objects.ra, objects.dec, exposure.distortion
             )
-            common.append(objects.pick(on_frame(y, x)))
+            seen = on_frame(y, x)
+            if kind == "stars" and DETECTORS[first].band != DETECTORS[second].band:
+                seen &= objects.g < STAR_LIMIT  # fainter ones are drawn where their band sees them
+            common.append(objects.pick(seen))
             assert np.isin(common[-1].id, getattr(where, kind).id).all()
         assert_same(*common, but=("mag",) if DETECTORS[first].band != DETECTORS[second].band else ())
 
@@ -146,25 +150,64 @@ def test_a_smaller_frame_is_the_lower_corner_of_the_detector():
     assert len(whole.galaxies) == pytest.approx(46 * 10**0.31 * 129.4, rel=0.2)
 
 
-def test_the_catalogue_lists_the_stars_on_the_frame_down_to_its_limit():
-    chip = make_chip(ONE, 8)
+@pytest.mark.parametrize("detector", [8, 25])
+def test_the_catalogue_lists_every_star_on_the_frame_and_says_which_count(detector):
+    chip = make_chip(ONE, detector)
     scene = chip.scene
-    expected = on_frame(scene.star_y, scene.star_x) & (scene.stars.g < STAR_LIMIT)
-    assert 0 < expected.sum() < on_frame(scene.star_y, scene.star_x).sum() < len(scene.stars)
-    assert chip.n_star == len(chip.stars) == len(chip.star_y) == len(chip.star_x) == expected.sum()
-    np.testing.assert_array_equal(chip.stars.id, scene.stars.id[expected])
+    on = on_frame(scene.star_y, scene.star_x)
+    counted = on & (scene.stars.g < STAR_LIMIT)
+    assert 0 < counted.sum() < on.sum() < len(scene.stars)
+    assert len(chip.stars) == len(chip.star_y) == len(chip.star_x) == len(chip.counted) == on.sum()
+    assert chip.n_star == chip.counted.sum() == counted.sum()
+    np.testing.assert_array_equal(chip.stars.id, scene.stars.id[on])
+    np.testing.assert_array_equal(chip.stars.id[chip.counted], scene.stars.id[counted])
     assert on_frame(chip.star_y, chip.star_x).all()
-    assert chip.n_bright == (chip.stars.mag < BRIGHT_LIMIT).sum() > 0
     assert len(chip.galaxies) == len(chip.galaxy_y) == on_frame(scene.galaxy_y, scene.galaxy_x).sum() > 0
     assert on_frame(chip.galaxy_y, chip.galaxy_x).all()
-    assert chip.band == "g"
 
 
-def test_a_deep_rendering_leaves_the_catalogue_unchanged():
+@pytest.mark.parametrize("detector", [8, 25, 12])
+def test_every_bright_star_of_the_band_is_a_bright_star_whatever_its_g(detector):
+    chip = make_chip(replace(ONE, ra=96.0, dec=10.0), detector)
+    mag = chip.scene.stars.mag[on_frame(chip.scene.star_y, chip.scene.star_x)]
+    assert chip.n_bright == (mag < BRIGHT_LIMIT).sum() > 0
+    red = (chip.stars.mag < BRIGHT_LIMIT) & ~chip.counted
+    assert (red.sum() > 0.02 * chip.n_bright) == (chip.band == "y")
+    # no star is missing that a sky drawn deeper in g by any amount would show
+    deeper = draw_scene(replace(chip.exposure, sky=replace(SKY, limit=34.0)), detector, SHAPE)
+    on = on_frame(deeper.star_y, deeper.star_x)
+    seen = on & (deeper.stars.mag < chip.scene.depth)
+    mine = chip.stars.mag < chip.scene.depth
+    np.testing.assert_array_equal(np.sort(deeper.stars.id[seen]), np.sort(chip.stars.id[mine]))
+    for m, n in zip(MAGNITUDES, chip.n_brighter, strict=True):
+        assert n == ((on & (deeper.stars.mag < m)).sum() if m <= chip.scene.depth else -1)
+    assert chip.n_brighter[MAGNITUDES.index(BRIGHT_LIMIT)] == chip.n_bright
+
+
+def test_the_depth_of_every_band_is_a_magnitude_and_a_half_below_its_limit_but_where_stars_crowd():
+    for band, spec in BAND_TABLE.items():
+        assert drawn_depth(120.0, 60.0, 5, band, SkyPhysics()) == spec.limit_mag + 1.5
+    crowded = drawn_depth(266.4, -28.0, 5, "y", SkyPhysics(dust=0.3, density=4.0))
+    assert 24.0 <= crowded < BAND_TABLE["y"].limit_mag + 1.5
+
+
+def test_tiles_add_up_and_hold_the_stars_that_lie_in_them():
+    chip = make_chip(ONE, 8)
+    n_star, n_bright = np.array(chip.n_star_tile), np.array(chip.n_bright_tile)
+    assert n_star.shape == n_bright.shape == (TILES, TILES)
+    assert (n_star.sum(), n_bright.sum()) == (chip.n_star, chip.n_bright)
+    ty, tx = chip.star_y * TILES // SHAPE[0], chip.star_x * TILES // SHAPE[1]
+    for y, x in ((0, 0), (3, 9), (13, 13)):
+        here = (ty == y) & (tx == x)
+        assert n_star[y, x] == (here & chip.counted).sum()
+        assert n_bright[y, x] == (here & (chip.stars.mag < BRIGHT_LIMIT)).sum()
+
+
+def test_a_deep_rendering_leaves_the_counts_unchanged():
     paper, deep = (make_chip(replace(ONE, sky=replace(SKY, limit=limit)), 8) for limit in (STAR_LIMIT, 28.0))
-    assert_same(paper.stars, deep.stars)
-    assert (deep.n_star, deep.n_bright) == (paper.n_star, paper.n_bright)
-    assert len(deep.scene.stars) > 1.05 * len(paper.scene.stars)
+    assert_same(paper.stars, deep.stars.pick(np.isin(deep.stars.id, paper.stars.id)))
+    assert (deep.n_star, deep.n_bright, deep.n_brighter) == (paper.n_star, paper.n_bright, paper.n_brighter)
+    assert len(deep.scene.stars) > len(paper.scene.stars)
 
 
 def test_dust_dims_galaxies_and_can_be_turned_off_with_them():

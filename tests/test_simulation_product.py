@@ -12,7 +12,7 @@ from csst_dask.instrument import detector_wcs
 from csst_dask.instrument.distortion import DISTORTION, sky_to_pixel
 from csst_dask.io import TRUTH_COLUMNS, discover, read_detector
 from csst_dask.io.truth import read_truth
-from csst_dask.schema import BRIGHT_LIMIT
+from csst_dask.schema import BRIGHT_LIMIT, MAGNITUDES
 from csst_dask.simulation.catalogue import Galaxies, Stars
 from csst_dask.simulation.detector import DetectorModel
 from csst_dask.simulation.product import chip_info, expected_files, write_chip
@@ -21,6 +21,8 @@ from csst_dask.simulation.truth_table import galaxy_mass, truth_columns
 SHAPE = (92, 96)
 N_STAR, N_GALAXY = 400, 150
 DETECTOR, BAND = 25, "y"
+COLUMNS = (*TRUTH_COLUMNS, "counted")
+DEPTH = 25.25
 
 
 def make_exposure(distortion=0.0, index=3):
@@ -53,6 +55,7 @@ def make_chip(distortion=0.0, n_star=N_STAR, n_galaxy=N_GALAXY, index=3):
         rng.uniform(0.1, 2, n_galaxy), rng.uniform(0.1, 2, n_galaxy), rng.uniform(0, 1, n_galaxy),
         rng.uniform(0.2, 1, n_galaxy), rng.uniform(0, 180, n_galaxy), rng.uniform(0, 3, n_galaxy),
     )  # fmt: skip
+    counted = mag < 26.0
     image = rng.normal(0.06, 0.05, SHAPE).astype(np.float32)
     image[40:44, 50:55] = 300
     image[10, 11], image[12, 13] = 590, -0.02
@@ -60,15 +63,18 @@ def make_chip(distortion=0.0, n_star=N_STAR, n_galaxy=N_GALAXY, index=3):
     flags[10, 11], flags[12, 13] = 8, 1
     return SimpleNamespace(
         exposure=exposure, detector=DETECTOR, band=BAND, image=image, flags=flags, stars=stars, star_y=sy, star_x=sx,
-        galaxies=galaxies, galaxy_y=gy, galaxy_x=gx, sky=0.06, fwhm=2.0, expected=None, n_star=n_star,
-        n_bright=int((mag < BRIGHT_LIMIT).sum()),
+        galaxies=galaxies, galaxy_y=gy, galaxy_x=gx, sky=0.06, fwhm=2.0, expected=None, counted=counted,
+        n_star=int(counted.sum()), n_bright=int((mag < BRIGHT_LIMIT).sum()),
+        n_brighter=(-1,) * 10, n_star_tile=((-1,) * 14,) * 14, n_bright_tile=((-1,) * 14,) * 14,
+        scene=SimpleNamespace(depth=DEPTH),
     )  # fmt: skip
 
 
 def table_of(path):
     with open(path) as file:
-        assert file.readline().lstrip("# ").split() == list(TRUTH_COLUMNS)
-    return np.genfromtxt(path, names=TRUTH_COLUMNS, dtype=None, encoding="ascii")
+        assert file.readline() == "# depth: 25.25 mag\n"
+        assert file.readline().lstrip("# ").split() == list(COLUMNS)
+    return np.genfromtxt(path, names=COLUMNS, dtype=None, encoding="ascii")
 
 
 @pytest.mark.parametrize("product", ["level1", "level0", "readout"])
@@ -81,6 +87,7 @@ def test_every_product_reads_back_to_the_same_chip(tmp_path, product, distortion
     assert discover([tmp_path]) == ([files], [])
     counts = read_truth(files, BAND, SHAPE)
     assert (counts.n_star, counts.n_bright, counts.note) == (chip.n_star, chip.n_bright, "")
+    assert counts.n_brighter == tuple((chip.stars.mag < m).sum() if m <= DEPTH else -1 for m in MAGNITUDES)
     gain = DetectorModel().gain
     with read_detector(files, SHAPE) as found:
         pixels, flags = found.image.read_rows(0, 92), found.flag.read_rows(0, 92)
@@ -169,7 +176,8 @@ def test_a_readout_file_cut_short_is_refused(tmp_path):
 def test_empty_frames_have_catalogues_too(tmp_path, n_star, n_galaxy):
     files = write_chip(make_chip(n_star=n_star, n_galaxy=n_galaxy), tmp_path)
     counts = read_truth(files, BAND, SHAPE)
-    assert counts.n_star == n_star
+    assert counts.n_star <= n_star
+    assert (counts.n_star > 0) == (n_star > 0)
     assert np.atleast_1d(table_of(files.truth)).size == n_star + n_galaxy if n_star + n_galaxy else True
 
 
@@ -177,7 +185,7 @@ def test_objects_within_rounding_of_the_edge_and_the_limit_keep_their_side(tmp_p
     chip = make_chip(n_star=4, n_galaxy=4)
     edge = np.array([0.0, 1e-7, SHAPE[0] - 1e-7, SHAPE[0] - 3e-5])
     mag = np.array([BRIGHT_LIMIT - 1e-9, BRIGHT_LIMIT, BRIGHT_LIMIT + 1e-9, np.nextafter(BRIGHT_LIMIT, 0)])
-    chip.star_x = chip.star_y = edge
+    chip.star_x, chip.star_y, chip.counted = edge, edge, np.ones(4, bool)
     object.__setattr__(chip.stars, "mag", mag)
     files = write_chip(chip, tmp_path)
     counts = read_truth(files, BAND, SHAPE)
@@ -187,7 +195,7 @@ def test_objects_within_rounding_of_the_edge_and_the_limit_keep_their_side(tmp_p
 def test_the_catalogue_says_what_was_rendered(tmp_path):
     chip = make_chip(DISTORTION)
     columns = truth_columns(chip)
-    assert set(columns) <= set(TRUTH_COLUMNS)
+    assert set(columns) <= set(COLUMNS)
     truth = table_of(write_chip(chip, tmp_path).truth)
     assert truth["obj_type"].tolist() == ["star"] * N_STAR + ["galaxy"] * N_GALAXY
     stars, galaxies = truth[:N_STAR], truth[N_STAR:]

@@ -32,7 +32,7 @@ def stars_on(exposure, detector):
     sky = replace(exposure.sky, galaxies=0.0, limit=STAR_LIMIT)
     scene = draw_scene(replace(exposure, sky=sky), detector)
     y, x = scene.star_y, scene.star_x
-    return int(((y >= 0) & (y < FRAME_SHAPE[0]) & (x >= 0) & (x < FRAME_SHAPE[1])).sum())
+    return int(((scene.stars.g < STAR_LIMIT) & (y >= 0) & (y < FRAME_SHAPE[0]) & (x >= 0) & (x < FRAME_SHAPE[1])).sum())
 
 
 def unit(ra, dec):

@@ -251,8 +251,8 @@ def _draw(
     if scenes is not None:
         n, most = len(scenes.chips), int(np.bincount(chips.density_class[scenes.chips]).max())
         plot_magnitudes(chips, scenes, out / "magnitudes.png")
-        caption = f"from {n} chips drawn again (at most {most} a class); the catalogue ends at g = {STAR_LIMIT}"
-        pictures[f"Magnitudes of the catalogue's stars by density class, {caption}"] = "magnitudes.png"
+        caption = f"from {n} chips drawn again (at most {most} a class); also those beyond g = {STAR_LIMIT}"
+        pictures[f"Magnitudes of the stars by density class, {caption}"] = "magnitudes.png"
     plot_counts(chips, scenes, out / "counts.png")
     caption = "Stars and bright stars on all chips"
     if scenes is not None and scenes.galaxies:

@@ -34,8 +34,8 @@ class SimulationConfig(Section):
     star_counts: tuple[NonNegativeInt, ...] | None = None
     """Expected stars per detector for each exposure in turn: the model's density is scaled to them."""
     depth: Literal["paper", "catalogue", "deep"] = "paper"
-    """``paper`` renders stars as faint as the physics say, ``catalogue`` none beyond the catalogue's limit whatever the
-    physics, ``deep`` many more, and dwarf galaxies and clusters in full."""
+    """A sky holds the stars to g = 26.5 and, in each band, to 1.5 mag below its limit. ``paper`` adds those that the
+    physics ask for beyond, ``catalogue`` none, ``deep`` all to g = 28, and dwarf galaxies and clusters in full."""
     physics: Literal["nominal", "randomised", "off-nominal"] = "nominal"
     """Whether the laws of the sky and the instrument are drawn anew for each pointing, and how far from nominal."""
     galaxies: bool = True

@@ -53,7 +53,7 @@ class Scenes:
     chips: NDArray[np.int64]
     """(n,) places in `Chips`."""
     magnitudes: NDArray[np.int64]
-    """(n, bins) catalogue stars of each chip in the bins of `MAGNITUDE_EDGES`, in the chip's own band."""
+    """(n, bins) stars of each chip, counted or not, in the bins of `MAGNITUDE_EDGES`, in the chip's own band."""
     n_galaxy: NDArray[np.int64]
     """(n,) galaxies on each chip."""
     galaxies: bool = True

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from csst_dask.errors import ChipRejected, ConfigError
 from csst_dask.instrument import normalise_band
-from csst_dask.schema import BRIGHT_LIMIT, ChipFiles, ChipKey
+from csst_dask.schema import BRIGHT_LIMIT, UNKNOWN_BRIGHTER, ChipFiles, ChipKey, count_brighter
 
 _NAMES = (
     "obj_ID ID_chip filter xImage yImage ra dec ra_orig dec_orig z mag obj_type pm_ra pm_dec RV parallax "
@@ -21,6 +21,9 @@ _NAMES = (
 )
 TRUTH_COLUMNS = tuple(_NAMES.split())
 """Columns of a cycle-9 truth catalogue, in order."""
+
+COUNTED = "counted"
+"""Column beside those, of catalogues that list more stars than ``n_star`` counts: 0 for the ones beyond it."""
 
 OBJECT_TYPES = {
     "star": "star",
@@ -46,6 +49,7 @@ The public material gives the word ``star`` alone; the other words and the numer
 _TAIL = 1 << 14
 _NEEDED = ("ximage", "yimage", "mag", "obj_type")
 _NAMING = ("id_chip", "filter")
+_DEPTH = "depth:"
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,11 @@ class TruthCounts:
     n_star: int
     """Stars on the frame; -1 where unknown."""
     n_bright: int
-    """Those brighter than `csst_dask.schema.BRIGHT_LIMIT` in the frame's own band; -1 where unknown."""
+    """Those brighter than `csst_dask.schema.BRIGHT_LIMIT` in the frame's own band, counted or not; -1 where unknown."""
     note: str = ""
     """Why the counts are unknown, or what was odd about them."""
+    n_brighter: tuple[int, ...] = UNKNOWN_BRIGHTER
+    """Those brighter than each of `csst_dask.schema.MAGNITUDES`; -1 beyond the catalogue's depth."""
 
 
 class _NoCountError(Exception):
@@ -71,7 +77,8 @@ def read_truth(files: ChipFiles, band: str, shape: tuple[int, int]) -> TruthCoun
     ----------
     files : ChipFiles
         With a truth catalogue: whitespace-separated ASCII; the last line that starts with ``#`` before the first row
-        names the columns.
+        names the columns. A line ``# depth: 26.7 mag`` before it says to which magnitude in the band it lists every
+        star; by default that is the bright limit, or its faintest star where that is fainter.
     band : str
         Of the chip.
     shape : (int, int)
@@ -90,20 +97,21 @@ def read_truth(files: ChipFiles, band: str, shape: tuple[int, int]) -> TruthCoun
             raise _NoCountError("an excerpt of the brightest objects cannot be counted; give the whole catalogue")
         if files.truth_filter not in ("", band):
             raise _NoCountError(f"named for filter {files.truth_filter}, expected {band}")
-        return _count(_read_columns(path), files.key, band, shape)
+        return _count(*_read_columns(path), files.key, band, shape)
     except _NoCountError as error:
         return TruthCounts(-1, -1, f"truth not used: {error} ({os.path.basename(path)})")
 
 
-def _read_columns(path: str) -> pd.DataFrame:
-    """Read the needed columns, and the naming ones that exist, under lower-case names."""
+def _read_columns(path: str) -> tuple[pd.DataFrame, float | None]:
+    """Read the needed columns, and those of the others that exist, under lower-case names; and the depth, if given."""
+    depth = None
     try:
-        names, skip = _column_names(path)
+        names, skip, depth = _head(path)
         missing = [name for name in _NEEDED if name not in names]
         if missing:
             raise _NoCountError(f"columns {', '.join(missing)} are missing; expected the names after a '#'")
         _check_end(path, len(names))
-        wanted = [name for name in (*_NEEDED, *_NAMING) if name in names]
+        wanted = [name for name in (*_NEEDED, *_NAMING, COUNTED) if name in names]
         columns = {f"column{names.index(name)}": name for name in wanted}
         table = pd.read_csv(
             path,
@@ -118,10 +126,10 @@ def _read_columns(path: str) -> pd.DataFrame:
             encoding="latin-1",
         )
     except pd.errors.EmptyDataError:
-        return pd.DataFrame({name: [] for name in wanted})
+        return pd.DataFrame({name: [] for name in wanted}), depth
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise _NoCountError(f"not readable as a table: {error}") from None
-    return table.rename(columns=columns)
+    return table.rename(columns=columns), depth
 
 
 def _check_end(path: str, n_columns: int) -> None:
@@ -134,33 +142,42 @@ def _check_end(path: str, n_columns: int) -> None:
         raise _NoCountError(f"the last row ends after {len(last)} of {n_columns} columns; write the file again")
 
 
-def _column_names(path: str) -> tuple[list[str], int]:
-    """Column names in lower case, and the number of lines before the first row."""
+def _head(path: str) -> tuple[list[str], int, float | None]:
+    """Column names in lower case, the number of lines before the first row, and the depth where it is given."""
     names: list[str] = []
-    skip = 0
+    skip, depth = 0, None
     with open(path, encoding="latin-1") as file:
         for line in file:
             if line.strip() and not line.lstrip().startswith("#"):
                 break
             skip += 1
-            names = line.lstrip().lstrip("#").lower().split() or names
-    return names, skip
+            words = line.lstrip().lstrip("#").lower().split()
+            if words[:1] == [_DEPTH]:
+                depth = float(words[1])
+            else:
+                names = words or names
+    return names, skip, depth
 
 
-def _count(table: pd.DataFrame, key: ChipKey, band: str, shape: tuple[int, int]) -> TruthCounts:
+def _count(table: pd.DataFrame, depth: float | None, key: ChipKey, band: str, shape: tuple[int, int]) -> TruthCounts:
     if table.empty:
-        return TruthCounts(0, 0)
-    if table[[name for name in _NEEDED if name != "mag"]].isna().to_numpy().any():
+        return TruthCounts(0, 0, "", count_brighter(np.empty(0), BRIGHT_LIMIT if depth is None else depth))
+    needed = [name for name in (*_NEEDED, COUNTED) if name != "mag" and name in table]
+    if table[needed].isna().to_numpy().any():
         raise _NoCountError("some rows lack a position or a type, so the file may be cut short; write it again")
     _check_rows(table, key, band)
     stars, note = _is_star(table["obj_type"])
+    numbers = ("ximage", "yimage", "mag", *((COUNTED,) if COUNTED in table else ()))
     try:
-        x, y, mag = (table[name].to_numpy(np.float64) for name in ("ximage", "yimage", "mag"))
+        x, y, mag, *counted = (table[name].to_numpy(np.float64) for name in numbers)
     except ValueError as error:
         raise _NoCountError(f"a position or magnitude is not a number: {error}") from None
+    if depth is None:
+        depth = max(BRIGHT_LIMIT, np.nanmax(mag[stars], initial=-np.inf))
     ny, nx = shape
     stars &= (x >= 0.5) & (x < nx + 0.5) & (y >= 0.5) & (y < ny + 0.5)
-    return TruthCounts(int(stars.sum()), int((stars & (mag < BRIGHT_LIMIT)).sum()), note)
+    n_star = int((stars & (counted[0] != 0)).sum() if counted else stars.sum())
+    return TruthCounts(n_star, int((stars & (mag < BRIGHT_LIMIT)).sum()), note, count_brighter(mag[stars], depth))
 
 
 def _check_rows(table: pd.DataFrame, key: ChipKey, band: str) -> None:
@@ -204,8 +221,8 @@ def _plain_type(text: str) -> str:
         return text
 
 
-def write_truth(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]) -> None:
-    """Write a truth catalogue with all of `TRUTH_COLUMNS`.
+def write_truth(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike], depth: float | None = None) -> None:
+    """Write a truth catalogue with all of `TRUTH_COLUMNS`, and `COUNTED` where it is given.
 
     The file appears whole or not at all, and numbers keep every digit.
 
@@ -215,13 +232,16 @@ def write_truth(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]) 
         File to write; an existing one is replaced.
     columns : mapping of str to (n,) array or scalar
         Values by column name. A scalar serves every row; a column that is not given is 0.
+    depth : float, optional
+        Magnitude in the band to which every star is listed.
 
     Raises
     ------
     ConfigError
         If a column is unknown, lengths differ, or a text is empty or holds white space.
     """
-    unknown = sorted(set(columns) - set(TRUTH_COLUMNS))
+    names = (*TRUTH_COLUMNS, COUNTED) if COUNTED in columns else TRUTH_COLUMNS
+    unknown = sorted(set(columns) - set(names))
     if unknown:
         raise ConfigError(f"truth columns {', '.join(unknown)} found, expected {', '.join(TRUTH_COLUMNS)}")
     arrays = {name: np.asarray(value) for name, value in columns.items()}
@@ -232,8 +252,10 @@ def write_truth(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]) 
         _check_text(name, array)
     part = Path(f"{os.fspath(path)}.part")
     with open(part, "w", encoding="ascii", errors="replace") as file:
-        file.write("# " + " ".join(TRUTH_COLUMNS) + "\n")
-        file.writelines(_lines(arrays, lengths.pop() if lengths else 1 if arrays else 0))
+        if depth is not None:
+            file.write(f"# {_DEPTH} {float(depth):.6g} mag\n")
+        file.write("# " + " ".join(names) + "\n")
+        file.writelines(_lines(names, arrays, lengths.pop() if lengths else 1 if arrays else 0))
     os.replace(part, path)
 
 
@@ -244,11 +266,11 @@ def _check_text(name: str, array: np.ndarray) -> None:
                 raise ConfigError(f"truth column {name} holds {str(text)!r}; expected text without white space")
 
 
-def _lines(arrays: dict[str, np.ndarray], rows: int) -> Iterator[str]:
+def _lines(names: tuple[str, ...], arrays: dict[str, np.ndarray], rows: int) -> Iterator[str]:
     """Rows as text; what is constant stands in the template, which is formatted once per row."""
     fields = []
     varying = []
-    for name in TRUTH_COLUMNS:
+    for name in names:
         array = arrays.get(name, np.asarray(0))
         if array.ndim:
             fields.append("%s")

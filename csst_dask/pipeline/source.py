@@ -66,6 +66,7 @@ def open_files(files: ChipFiles, config: IngestConfig) -> Iterator[OpenChip]:
             if not files.truth or not config.truth:
                 return info, ""
             counts = read_truth(files, info.band, config.frame)
-            return replace(info, n_star=counts.n_star, n_bright=counts.n_bright), counts.note
+            known = {name: getattr(counts, name) for name in ("n_star", "n_bright", "n_brighter")}
+            return replace(info, **known), counts.note
 
         yield OpenChip(detector.info(), rows, detector.cards, tuple(detector.notes), finish)

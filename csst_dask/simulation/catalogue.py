@@ -18,8 +18,8 @@ class Objects:
 
     id: NDArray[np.uint64]
     """Sky cell times 2**32, plus the kind of object times 2**26, plus its number in the cell: the same in every
-    exposure. Kinds are 0 for field stars, from 2 for members of each stellar system, 32 for galaxies; beyond the
-    catalogue's limit 1 and from 34."""
+    exposure. Kinds are 0 for field stars, from 2 for members of each stellar system, 32 for galaxies; beyond g = 26.5
+    1 and from 34, and there the layer of g times 2**22 is added."""
     ra: NDArray[np.float64]
     """deg ICRS"""
     dec: NDArray[np.float64]
@@ -39,7 +39,7 @@ class Stars(Objects):
     """Stars."""
 
     g: NDArray[np.float64]
-    """AB mag in g, dust included: the catalogue's limit applies to it."""
+    """AB mag in g, dust included: `csst_dask.schema.STAR_LIMIT` applies to it."""
     distance_modulus: NDArray[np.float64]
     extinction: NDArray[np.float64]
     """A_V, mag."""

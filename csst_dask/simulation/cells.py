@@ -22,11 +22,13 @@ _HALF = 0.5 * MODULUS_STEP
 _SHIFT, _REST, _32 = np.uint64(POSITION_BITS), np.uint64(64 - POSITION_BITS), np.uint64(32)
 _PLACE, _DEPTH, _LIGHT, _POINT, _COLOUR = (np.uint64(k) for k in (0, 1, 2, 3, 4))
 _OTHER = np.uint64(5)
-_KIND = np.uint64(26)
+_KIND = np.uint64(22)
 _INSIDE = np.uint64((1 << POSITION_BITS) - 1)
 _SIDE = 1.0 / (1 << (POSITION_BITS // 2))
 _NO = np.uint64(0)
 _ONE = np.uint64(1)
+_SPREAD = 8.7
+"""No normal deviate from 53 random bits is larger."""
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -158,6 +160,38 @@ def expected(stars, dust, least, most, bright, faint, cumulative, edges, density
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def reachable(stars, dust, least, most, bright, faint, edges, sight):
+    """Cells where a star between two limits in g may be bright enough for a band; the others hold none to be seen.
+
+    Parameters are those of `expected`, and ``sight`` of `draw`; returns (n,) bool.
+    """
+    _, brightest, shade, scatter, depth, limit = sight
+    out = np.zeros(dust.shape[0], np.bool_)
+    for s in range(dust.shape[0]):
+        if bright < limit:
+            out[s] = True
+            continue
+        for c in range(N_COMPONENTS):
+            for k in range(dust.shape[1]):
+                low, high = _limits(k, dust[s], least[s], most[s], bright, faint)
+                if out[s] or high <= edges[c, 0] or not stars[s, c, k] > 0.0:
+                    continue
+                near = 0.5 * (dust[s, k - 1] + dust[s, k]) if k > 0 else dust[s, 0]
+                row = min(max(np.searchsorted(edges[c], low) - 1, 0), brightest.shape[1] - 1)
+                mag = brightest[c, row] + MODULUS[k] - _HALF + shade * least[s] * near - _SPREAD * abs(scatter)
+                out[s] = mag < depth
+    return out
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _seen(m_g, modulus, shaded, offset, colour, sight):
+    """Whether a star behind the least dust that may be in front of it is bright enough."""
+    _, _, shade, scatter, depth, limit = sight
+    g = m_g + modulus
+    return g + _G * shaded < limit or g + offset + shade * shaded + scatter * colour < depth
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def numbers(cells, key, means):
     """Poisson number of stars of every cell; cells are (n,) uint64, means (n,) float64."""
     out = np.empty(cells.shape[0], np.int64)
@@ -178,8 +212,8 @@ def _luminosity(u, low, high, edges, cumulative):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def draw(cells, count, key, kind, running, dust, least, most, bright, faint, cumulative, edges):
-    """Every star of every cell.
+def draw(cells, count, key, kind, running, sight, dust, least, most, bright, faint, cumulative, edges):
+    """Every star of every cell that may be bright enough.
 
     Parameters
     ----------
@@ -188,9 +222,14 @@ def draw(cells, count, key, kind, running, dust, least, most, bright, faint, cum
         From `numbers`.
     key : uint64
     kind : uint64
-        Part of the ids, see `csst_dask.simulation.catalogue.Objects`.
+        Part of the ids, see `csst_dask.simulation.catalogue.Objects`: 16 times the kind of object, plus the layer.
     running : (n, 4 m) float64 array
         From `expected`, with the same values of all the others.
+    sight : tuple
+        What is bright enough: the band's magnitude less that in g (6, k); the brightest absolute magnitude in the band
+        of each row and those after it (6, k); A_band / A_V; change of the magnitude by a standard deviation of colour;
+        and the limits in the band and in g, either of which is enough. Stars are dropped that fail behind the least
+        dust of their cell; those that stay may still fail.
 
     Returns
     -------
@@ -217,11 +256,15 @@ def draw(cells, count, key, kind, running, dust, least, most, bright, faint, cum
             low, high = _limits(k, dust[s], least[s], most[s], bright, faint)
             row[at], m_g[at] = _luminosity(uniform(star, _LIGHT), low, high, edges[c], cumulative[c])
             modulus[at] = MODULUS[k] + MODULUS_STEP * (uniform(star, _DEPTH) - 0.5)
+            colour[at] = normal(star, _COLOUR)
+            near = 0.5 * (dust[s, k - 1] + dust[s, k]) if k > 0 else dust[s, 0]
+            if not _seen(m_g[at], modulus[at], least[s] * near, sight[0][c, row[at]], colour[at], sight):
+                continue
             position[at] = (cells[s] << _SHIFT) | (bits(star, _POINT) >> _REST)
             ident[at] = (cells[s] << _32) | (kind << _KIND) | np.uint64(number)
-            cell[at], population[at], colour[at] = s, c, normal(star, _COLOUR)
+            cell[at], population[at] = s, c
             at += 1
-    return position, ident, cell, population, row, modulus, m_g, colour
+    return position[:at], ident[:at], cell[:at], population[:at], row[:at], modulus[:at], m_g[:at], colour[:at]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -267,8 +310,8 @@ def stays(position, ident, cell, fields, key, sigma):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def draw_members(cells, count, key, kind, bright, faint, cumulative, edges):
-    """Every star of a stellar system in every cell.
+def draw_members(cells, count, key, kind, bright, faint, cumulative, edges, offset, sight, modulus, depth_step, shaded):
+    """Every star of a stellar system in every cell that may be bright enough.
 
     Parameters
     ----------
@@ -276,8 +319,14 @@ def draw_members(cells, count, key, kind, bright, faint, cumulative, edges):
         As for `draw`.
     bright, faint : (n,) float64 array
         Limits of each cell in M_g.
-    cumulative, edges : (k,) float64 array
-        Of the system's population.
+    cumulative, edges, offset : (k,) float64 array
+        Of the system's population; the offset is the band's magnitude less that in g.
+    sight : tuple
+        See `draw`.
+    modulus, depth_step : float
+        Distance modulus and its standard deviation, mag.
+    shaded : (n,) float64 array
+        Least A_V in front of a member in each cell, mag.
 
     Returns
     -------
@@ -296,10 +345,12 @@ def draw_members(cells, count, key, kind, bright, faint, cumulative, edges):
         for number in range(count[s]):
             star = substream(cell_key, np.uint64(number) + _ONE)
             row[at], m_g[at] = _luminosity(uniform(star, _LIGHT), bright[s], faint[s], edges, cumulative)
+            # normal() uses two counters: 4 takes 8 and 9, 5 takes 10 and 11
+            depth[at], colour[at] = normal(star, _OTHER), normal(star, _COLOUR)
+            if not _seen(m_g[at], modulus + depth_step * depth[at], shaded[s], offset[row[at]], colour[at], sight):
+                continue
             position[at] = (cells[s] << _SHIFT) | (bits(star, _POINT) >> _REST)
             ident[at] = (cells[s] << _32) | (kind << _KIND) | np.uint64(number)
-            # normal() uses two counters: 4 takes 8 and 9, 5 takes 10 and 11
-            depth[at], colour[at], chance[at] = normal(star, _OTHER), normal(star, _COLOUR), uniform(star, _PLACE)
-            cell[at] = s
+            chance[at], cell[at] = uniform(star, _PLACE), s
             at += 1
-    return position, ident, cell, row, m_g, depth, colour, chance
+    return position[:at], ident[:at], cell[:at], row[:at], m_g[:at], depth[:at], colour[:at], chance[:at]

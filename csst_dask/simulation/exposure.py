@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from csst_dask.instrument.distortion import sky_to_pixel
 from csst_dask.instrument.focal_plane import DETECTORS, PIXEL_SCALE, detector_wcs
-from csst_dask.schema import BRIGHT_LIMIT, FRAME_SHAPE, STAR_LIMIT
+from csst_dask.schema import BRIGHT_LIMIT, FRAME_SHAPE, STAR_LIMIT, count_brighter, count_tiles
 from csst_dask.simulation.artefacts import Trail
 from csst_dask.simulation.catalogue import CELL_ORDER, Galaxies, Stars
+from csst_dask.simulation.depth import drawn_depth
 from csst_dask.simulation.galaxies import draw_galaxies
 from csst_dask.simulation.physics import Optics, SkyPhysics
 from csst_dask.simulation.population import EXTINCTION
@@ -89,6 +90,8 @@ class Scene:
     galaxies: Galaxies
     galaxy_y: NDArray[np.float64]
     galaxy_x: NDArray[np.float64]
+    depth: float = float("inf")
+    """All stars brighter than this in the band are there, AB mag; of fainter ones those that other limits ask for."""
 
 
 @dataclass
@@ -114,13 +117,12 @@ class Chip:
 
     @cached_property
     def listed(self) -> NDArray[np.intp]:
-        """Which stars of the scene the truth catalogue lists: those on the frame and within the catalogue's limit."""
-        s = self.scene
-        return np.flatnonzero(_on_frame(s.star_y, s.star_x, self.image.shape) & (s.stars.g < STAR_LIMIT))
+        """Which stars of the scene the truth catalogue lists: all that were drawn on the frame."""
+        return np.flatnonzero(_on_frame(self.scene.star_y, self.scene.star_x, self.image.shape))
 
     @cached_property
     def stars(self) -> Stars:
-        """The stars that the catalogue lists; ``star_y`` and ``star_x`` are theirs."""
+        """The stars that the truth catalogue lists; ``star_y`` and ``star_x`` are theirs."""
         return self.scene.stars.pick(self.listed)
 
     @property
@@ -152,15 +154,36 @@ class Chip:
         """Pixel from the frame's outer corner."""
         return self.scene.galaxy_x[self._galaxies_on]
 
+    @cached_property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which of the listed stars ``n_star`` counts: those brighter than the star limit in g."""
+        return self.stars.g < STAR_LIMIT
+
     @property
     def n_star(self) -> int:
-        """Catalogue stars on the frame."""
-        return len(self.listed)
+        """Stars on the frame, brighter than the star limit in g."""
+        return int(self.counted.sum())
 
     @property
     def n_bright(self) -> int:
-        """Those brighter than the bright limit in the chip's band."""
-        return int((self.scene.stars.mag[self.listed] < BRIGHT_LIMIT).sum())
+        """Stars on the frame, brighter than the bright limit in the chip's band, whatever their g."""
+        return int((self.stars.mag < BRIGHT_LIMIT).sum())
+
+    @property
+    def n_brighter(self) -> tuple[int, ...]:
+        """Stars on the frame, brighter than each of `csst_dask.schema.MAGNITUDES`; -1 beyond the scene's depth."""
+        return count_brighter(self.stars.mag, self.scene.depth)
+
+    @property
+    def n_star_tile(self) -> tuple[tuple[int, ...], ...]:
+        """The stars of ``n_star`` in each tile."""
+        return count_tiles(self.star_y[self.counted], self.star_x[self.counted], self.image.shape)
+
+    @property
+    def n_bright_tile(self) -> tuple[tuple[int, ...], ...]:
+        """The stars of ``n_bright`` in each tile."""
+        bright = self.stars.mag < BRIGHT_LIMIT
+        return count_tiles(self.star_y[bright], self.star_x[bright], self.image.shape)
 
 
 def _on_frame(y: NDArray, x: NDArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -195,7 +218,9 @@ def draw_scene(exposure: Exposure, detector: int, shape: tuple[int, int] = FRAME
         Magnitudes in the detector's band, dust included.
     """
     band, cells = DETECTORS[detector].band, sky_cells(exposure, detector, shape)
-    stars, star_y, star_x = _seen(draw_stars(cells, exposure.seed, band, exposure.sky), exposure, detector, shape)
+    depth = drawn_depth(exposure.ra, exposure.dec, exposure.seed, band, exposure.sky)
+    drawn_stars = draw_stars(cells, exposure.seed, band, exposure.sky, depth)
+    stars, star_y, star_x = _seen(drawn_stars, exposure, detector, shape)
     density = exposure.sky.galaxies
     drawn = draw_galaxies(
         cells if density > 0 else cells[:0], exposure.seed, band,
@@ -205,7 +230,7 @@ def draw_scene(exposure: Exposure, detector: int, shape: tuple[int, int] = FRAME
     if len(galaxies):
         dust = extinction_beyond(galaxies.ra, galaxies.dec, exposure.seed, exposure.sky)
         galaxies.mag[:] += EXTINCTION[band] * dust
-    return Scene(stars, star_y, star_x, galaxies, galaxy_y, galaxy_x)
+    return Scene(stars, star_y, star_x, galaxies, galaxy_y, galaxy_x, depth)
 
 
 def _project(ra: NDArray, dec: NDArray, exposure: Exposure, detector: int) -> tuple[NDArray, NDArray]:

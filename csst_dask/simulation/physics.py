@@ -28,7 +28,9 @@ class SkyPhysics:
     clustering: float = 0.0
     """Standard deviation of ln(star density) from place to place, beyond the smooth model."""
     limit: float = STAR_LIMIT
-    """Faintest g that is drawn, AB mag; the catalogue ends at `csst_dask.schema.STAR_LIMIT` all the same."""
+    """Every star to this g is drawn, AB mag; ``n_star`` counts to `csst_dask.schema.STAR_LIMIT` all the same."""
+    below: float = 1.5
+    """And in every band every star to so many magnitudes below the band's limit, whatever its g."""
     footprint: float = 1.0
     """Share of the sky that the star catalogue covers."""
     footprint_order: int = 7

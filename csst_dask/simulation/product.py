@@ -64,7 +64,7 @@ def _image_header(chip: Chip, unit: str) -> fits.Header:
     image["CCDCHIP"] = chip.detector
     image["FILTER"] = chip.band
     image["PIXSCAL1"] = image["PIXSCAL2"] = (PIXEL_SCALE, "[arcsec]")
-    image["STARLIM"] = (STAR_LIMIT, "[mag] catalogue limit in g")
+    image["STARLIM"] = (STAR_LIMIT, "[mag] n_star counts to this g")
     return image
 
 
@@ -174,6 +174,9 @@ def chip_info(chip: Chip) -> ChipInfo:
         field=chip.exposure.field,
         n_star=chip.n_star,
         n_bright=chip.n_bright,
+        n_brighter=chip.n_brighter,
+        n_star_tile=chip.n_star_tile,
+        n_bright_tile=chip.n_bright_tile,
     )
 
 
@@ -227,7 +230,7 @@ def write_chip(chip: Chip, folder: Path, product: Product = "level1", model: Det
 
 def _write_calibrated(chip: Chip, files: ChipFiles, model: DetectorModel) -> None:
     primary, header = make_headers(chip, model)
-    write_truth(str(files.truth), truth_columns(chip))
+    write_truth(str(files.truth), truth_columns(chip), chip.scene.depth)
     _write_fits(str(files.flag), chip.flags, primary, header, "flg")
     weight = inverse_variance(chip.image, chip.flags, model, chip.exposure.exptime)
     _write_fits(str(files.weight), weight, primary, header, "wht")
@@ -243,7 +246,7 @@ def _write_raw(chip: Chip, files: ChipFiles, model: DetectorModel, strips: bool)
     else:
         channels = equal_channels(model)
         counts = to_adu(chip.image, chip.flags, model, exposure.exptime, channels)
-    write_truth(str(files.truth), truth_columns(chip))
+    write_truth(str(files.truth), truth_columns(chip), chip.scene.depth)
     _write_fits(files.image, counts, *make_raw_headers(chip, channels, model, strips=strips), "SCI")
 
 

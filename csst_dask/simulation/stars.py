@@ -32,6 +32,12 @@ CELL_REACH = 0.0152
 SQUARE_DEGREE = float(np.deg2rad(1.0) ** 2)
 """Steradian."""
 
+LAYERS = (STAR_LIMIT, 28.0, 30.0, 32.0, 34.0, 37.0, 40.0, 45.0, 50.0)
+"""Stars beyond the catalogue's count are drawn in layers of g, each a draw of its own: the same for every band,
+which keeps those that are bright enough in it. Bands and deeper skies thus share their stars."""
+
+_EVERY = slice(None)
+_FEWEST = 1e-4
 _STARS, _FAINT, _SYSTEM, _DUST, _CLUMPS, _FOOTPRINT = 11, 12, 13, 14, 15, 16
 _G = BANDS.index("g")
 
@@ -46,6 +52,7 @@ def _laws(tilt: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     for k, t in enumerate(tables):
         n = len(t.edges)
         cumulative[k, :n], edges[k, :n], magnitudes[k, : n - 1] = t.cumulative, t.edges, t.magnitudes
+        magnitudes[k, n - 1 :] = t.magnitudes[-1]
     return cumulative, edges, magnitudes, np.array([t.density for t in tables])
 
 
@@ -73,7 +80,7 @@ def covered(cells: NDArray[np.uint64], seed: int, physics: SkyPhysics) -> NDArra
     return draws.chosen(parents, make_key(seed, _FOOTPRINT), physics.footprint)
 
 
-def draw_stars(cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhysics) -> Stars:
+def draw_stars(cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhysics, depth: float = -np.inf) -> Stars:
     """All stars in some sky cells.
 
     Parameters
@@ -85,22 +92,27 @@ def draw_stars(cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhys
     band : str
         That of ``mag``.
     physics : SkyPhysics
+    depth : float, optional
+        Stars brighter than this in the band are drawn whatever their g, AB mag.
 
     Returns
     -------
     Stars
-        With g between `BRIGHTEST` and ``physics.limit``.
+        Those brighter than ``physics.limit`` in g, or than ``depth`` in the band; none brighter than `BRIGHTEST` in g.
     """
     cells = cells[covered(cells, seed, physics)]
-    sky = _Sky(cells, seed, band, physics)
+    sky = _Sky(cells, seed, band, physics, depth)
     listed = min(physics.limit, STAR_LIMIT)
-    parts = [sky.field_stars(BRIGHTEST - 2, listed, _STARS)]
-    if physics.limit > STAR_LIMIT:
-        parts.append(sky.field_stars(STAR_LIMIT, physics.limit, _FAINT))
-    for number in range(len(physics.systems)):
-        parts.append(sky.system_stars(number, BRIGHTEST - 2, listed))
-        if physics.limit > STAR_LIMIT:
-            parts.append(sky.system_stars(number, STAR_LIMIT, physics.limit))
+    parts = [sky.field_stars(BRIGHTEST - 2, listed)]
+    parts += [sky.system_stars(number, BRIGHTEST - 2, listed) for number in sky.systems]
+    for layer in range(len(LAYERS) - 1):
+        limits = LAYERS[layer], LAYERS[layer + 1]
+        near = sky.reached(*limits)
+        if len(near):
+            parts.append(sky.field_stars(*limits, layer, near))
+        parts += [sky.system_stars(number, *limits, layer) for number in sky.systems]
+        if not len(near) and not sky.systems:
+            break
     return join(parts)
 
 
@@ -113,8 +125,8 @@ def join(parts: list[Stars]) -> Stars:
 class _Sky:
     """Some cells of one sky, with what all their stars need."""
 
-    def __init__(self, cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhysics):
-        self.cells, self.seed, self.band, self.physics = cells, seed, band, physics
+    def __init__(self, cells: NDArray[np.uint64], seed: int, band: str, physics: SkyPhysics, depth: float):
+        self.cells, self.seed, self.band, self.physics, self.depth = cells, seed, band, physics, depth
         self.lon, self.lat = nested.healpix_to_lonlat(cells, np.uint8(CELL_ORDER), num_threads=1)
         self.lines, self.dust = _sight_lines(self.lon, self.lat, physics)
         self.laws = _laws(physics.tilt)
@@ -125,53 +137,91 @@ class _Sky:
         self.least = physics.dust * _log_normal(self.clouds.min(1, initial=np.inf), physics.patchiness)
         self.most = physics.dust * _log_normal(self.clouds.max(1, initial=-np.inf), physics.patchiness)
         self.greatest = _log_normal(self.clumps.max(1, initial=-np.inf), physics.clustering)
+        self.majorants = {number: self._majorant(system) for number, system in enumerate(physics.systems)}
+        self.systems = [number for number, density in self.majorants.items() if density.max(initial=0.0) > _FEWEST]
 
-    def field_stars(self, bright: float, faint: float, purpose: int) -> Stars:
-        """Stars of the Milky Way between two limits in g."""
+    def _majorant(self, system: System) -> NDArray[np.float64]:
+        """Most members that a cell may hold, of any luminosity."""
+        total = 10 ** (-0.4 * (system.absolute - luminosity_table(system.population, self.physics.tilt).light))
+        radius = elliptical_radius(system, self.lon, self.lat) - CELL_REACH / system.axis_ratio
+        density = total * surface_density(system, np.maximum(radius, 0.0))
+        return density * (CELL_AREA / SQUARE_DEGREE) * self.physics.density
+
+    def reached(self, bright: float, faint: float) -> NDArray[np.intp]:
+        """Cells in which a star of the Milky Way between two limits in g, beyond the catalogue, may be seen."""
+        limits = self.dust, self.least, self.most, bright, faint
+        return np.flatnonzero(draws.reachable(self.lines, *limits, self.laws[1], self._sight(0)))
+
+    def field_stars(
+        self, bright: float, faint: float, layer: int | None = None, near: NDArray[np.intp] | slice = _EVERY
+    ) -> Stars:
+        """Stars of the Milky Way between two limits in g; of a layer those that are bright enough."""
         cumulative, edges, _, density = self.laws
-        limits = (self.dust, self.least, self.most, bright, faint, cumulative, edges)
-        running = draws.expected(self.lines, *limits, density)
-        means = running[:, -1] * CELL_AREA * self.physics.density * self.greatest
-        key = make_key(self.seed, purpose)
-        count = draws.numbers(self.cells, key, means)
-        drawn = draws.draw(self.cells, count, key, np.uint64(purpose == _FAINT), running, *limits)
-        stars = self._finish(*drawn)
-        keep = (stars.g < faint) & (stars.g >= max(bright, BRIGHTEST))
+        sight = self._sight(layer)
+        limits = (self.dust[near], self.least[near], self.most[near], bright, faint, cumulative, edges)
+        cells, clumps = self.cells[near], self.clumps[near]
+        running = draws.expected(self.lines[near], *limits, density)
+        means = running[:, -1] * CELL_AREA * self.physics.density * self.greatest[near]
+        purpose = (_STARS,) if layer is None else (_FAINT, layer)
+        key, kind = make_key(self.seed, *purpose), 0 if layer is None else 16 + layer
+        count = draws.numbers(cells, key, means)
+        position, ident, cell, *rest = draws.draw(cells, count, key, np.uint64(kind), running, sight, *limits)
+        stars = self._finish(position, ident, np.arange(len(self.cells))[near][cell], *rest)
+        keep = self._wanted(stars, bright, faint, layer)
         if self.physics.clustering > 0:
-            position, ident, cell = drawn[:3]
-            key = make_key(self.seed, _CLUMPS, purpose)
-            keep &= draws.stays(position, ident, cell, self.clumps, key, self.physics.clustering)
+            key = make_key(self.seed, _CLUMPS, *purpose)
+            keep &= draws.stays(position, ident, cell, clumps, key, self.physics.clustering)
         return stars.pick(keep)
 
-    def system_stars(self, number: int, bright: float, faint: float) -> Stars:
+    def _sight(self, layer: int | None) -> tuple[NDArray, NDArray, float, float, float, float]:
+        """What is bright enough, see `cells.draw`."""
+        k, magnitudes = COLUMNS.index(self.band), self.laws[2]
+        offset = np.ascontiguousarray(magnitudes[:, :, k] - magnitudes[:, :, _G])
+        brightest = np.ascontiguousarray(np.minimum.accumulate(magnitudes[:, ::-1, k], axis=1)[:, ::-1])
+        limit = np.inf if layer is None else self.physics.limit
+        return offset, brightest, EXTINCTION[self.band], float(SCATTER[k]), float(self.depth), float(limit)
+
+    def _wanted(self, stars: Stars, bright: float, faint: float, layer: int | None) -> NDArray[np.bool_]:
+        keep = (stars.g < faint) & (stars.g >= max(bright, BRIGHTEST))
+        return keep if layer is None else keep & ((stars.g < self.physics.limit) | (stars.mag < self.depth))
+
+    def system_stars(self, number: int, bright: float, faint: float, layer: int | None = None) -> Stars:
         """Members of one of the systems; drawn where a cell is densest, and kept by the density at their place."""
         cumulative, edges, magnitudes, _ = self.laws
         system = self.physics.systems[number]
         p, physics = system.population, self.physics
-        margin = CELL_REACH / system.axis_ratio
-        radius = elliptical_radius(system, self.lon, self.lat)
-        total = 10 ** (-0.4 * (system.absolute - luminosity_table(p, physics.tilt).light))
-        majorant = total * surface_density(system, np.maximum(radius - margin, 0.0))
+        majorant = self.majorants[number]
         limits = self._member_limits(
             system, bright, faint if physics.members else min(faint, system.bright_limit + 1.2)
         )
         lowest, highest = (np.interp(limit, edges[p], cumulative[p]) for limit in limits)
         among = np.maximum(highest - lowest, 0.0)
-        means = majorant * among * (CELL_AREA / SQUARE_DEGREE) * physics.density
-        near = np.flatnonzero(means > 1e-4)
-        key = make_key(self.seed, _SYSTEM, zlib.crc32(system.name.encode()), int(bright >= STAR_LIMIT))
+        means = majorant * among
+        sight, shaded = self._sight(layer), self.least * self.dust[:, self._step(system.modulus - 4 * system.depth)]
+        seen = means > _FEWEST
+        if layer is not None and bright >= physics.limit:
+            rows = np.clip(np.searchsorted(edges[p], limits[0]) - 1, 0, sight[1].shape[1] - 1)
+            faded = system.modulus - 9 * system.depth + sight[2] * shaded - 9 * abs(sight[3])
+            seen &= sight[1][p, rows] + faded < self.depth
+        near = np.flatnonzero(seen)
+        key = make_key(self.seed, _SYSTEM, zlib.crc32(system.name.encode()), 0 if layer is None else 1 + layer)
         chosen = self.cells[near]
         count = draws.numbers(chosen, key, means[near])
-        kind = np.uint64(2 + number + (32 if bright >= STAR_LIMIT else 0))
+        kind = np.uint64(16 * (2 + number) if layer is None else 16 * (34 + number) + layer)
         low, high = (limit[near] for limit in limits)
-        members = draws.draw_members(chosen, count, key, kind, low, high, cumulative[p], edges[p])
+        members = draws.draw_members(
+            chosen, count, key, kind, low, high, cumulative[p], edges[p], sight[0][p], sight, system.modulus,
+            system.depth, shaded[near],
+        )  # fmt: skip
         position, ident, cell, row, m_g, depth, colour, chance = members
         modulus = system.modulus + system.depth * depth
         population = np.full(len(row), p, np.int64)
         cell = near[cell]
         stars = self._finish(position, ident, cell, population, row, modulus, m_g, colour)
+        total = 10 ** (-0.4 * (system.absolute - luminosity_table(p, physics.tilt).light))
         density = total * surface_density(system, elliptical_radius(system, stars.ra, stars.dec))
-        keep = (chance * majorant[cell] < density) & (stars.g < faint) & (stars.g >= max(bright, BRIGHTEST))
+        density *= (CELL_AREA / SQUARE_DEGREE) * physics.density
+        keep = (chance * majorant[cell] < density) & self._wanted(stars, bright, faint, layer)
         if not physics.members:
             visual = magnitudes[p, row, -1] - magnitudes[p, row, _G] + m_g + modulus + stars.extinction
             keep &= visual < system.bright_limit
@@ -181,11 +231,14 @@ class _Sky:
         """Limits in M_g of each cell that hold all members between two limits in g, wherever they are in it."""
 
         def shade(modulus: float, up: int) -> NDArray:
-            at = int(np.clip((modulus - MODULUS[0]) / MODULUS_STEP + up, 0, len(MODULUS) - 1))
-            return EXTINCTION["g"] * self.dust[:, at]
+            return EXTINCTION["g"] * self.dust[:, self._step(modulus, up)]
 
         near, far = system.modulus - 4 * system.depth, system.modulus + 4 * system.depth
         return bright - far - self.most * shade(far, 1), faint - near - self.least * shade(near, 0)
+
+    @staticmethod
+    def _step(modulus: float, up: int = 0) -> int:
+        return int(np.clip((modulus - MODULUS[0]) / MODULUS_STEP + up, 0, len(MODULUS) - 1))
 
     def _finish(self, position, ident, cell, population, row, modulus, m_g, colour):
         """Stars with places, dust and magnitudes."""

@@ -1,4 +1,4 @@
-"""The truth catalogue of a chip: every star and galaxy on the frame, in the columns of the cycle-9 catalogues."""
+"""The truth catalogue of a chip: every star and galaxy drawn on the frame, in the columns of the cycle-9 catalogues."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def truth_columns(chip: Chip) -> dict[str, ArrayLike]:
     -------
     dict of arrays or scalars
         Stars first, then galaxies. ``xImage`` and ``yImage`` count the centre of the first pixel as 1; they and ``mag``
-        (AB, in the chip's own band) are rounded down, so that counts of stars on the frame and above the bright limit
-        stay as they are. ``ra``, ``dec`` equal ``ra_orig``, ``dec_orig``: stars are rendered where the catalogue has
+        (AB, in the chip's own band) are rounded down, so that counts of stars on the frame and above a limit stay
+        as they are. ``ra``, ``dec`` equal ``ra_orig``, ``dec_orig``: stars are rendered where the catalogue has
         them, and proper motions are not applied.
 
         Of stars, temperatures are in K, masses in solar masses, proper motions in mas/yr; ``dm`` is the true distance
@@ -36,7 +36,7 @@ def truth_columns(chip: Chip) -> dict[str, ArrayLike]:
         their light, arcsec; ``e1``, ``e2`` are (1 - q) / (1 + q) times the cosine and sine of twice the position angle
         from north through east; ``galType`` is 1 where the bulge gives half of the light or more; masses (solar) are
         rough, from the light in this band. Nothing is lensed: ``kappa``, ``g1``, ``g2`` are 0 and ``detA`` is 1.
-        Columns that an object has no value for are 0.
+        Columns that an object has no value for are 0; ``counted`` is 1 for the stars that ``n_star`` counts.
     """
     stars, galaxies = chip.stars, chip.galaxies
     common: dict[str, ArrayLike] = {
@@ -48,6 +48,7 @@ def truth_columns(chip: Chip) -> dict[str, ArrayLike]:
         "mag": _rounded_down(np.concatenate([stars.mag, galaxies.mag]), 5),
         "obj_type": np.repeat(["star", "galaxy"], [len(stars), len(galaxies)]),
         "detA": 1,
+        "counted": np.concatenate([chip.counted, np.zeros(len(galaxies), bool)]).astype(np.int64),
     }
     for axis in ("ra", "dec"):
         place = np.round(np.concatenate([getattr(stars, axis), getattr(galaxies, axis)]), 8)

@@ -112,7 +112,7 @@ CHIP_VARIABLES = (
     _scalar("corner_dec", np.float64, NAN, CORNERS, "degrees_north", ("corner",)),
     _text("field", 80, "sky field, for splitting data sets"),
     _scalar("zero_point", np.float64, NAN, "AB magnitude of 1 electron per second", "mag"),
-    _scalar("n_star", np.int64, -1, "true number of stars on the frame, -1 unknown"),
+    _scalar("n_star", np.int64, -1, "true number of stars on the frame (simulated: g < 26.5), -1 unknown"),
     _scalar("n_bright", np.int64, -1, f"true number of {BRIGHT}, -1 unknown"),
     _scalar(
         "n_brighter", np.int64, -1, "true number of stars brighter than a magnitude in the chip's band, -1 unknown",

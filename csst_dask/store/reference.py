@@ -32,7 +32,7 @@ This page is written from the code by `python -m csst_dask.store.reference > doc
 
 UNFILLED = frozenset(
     (
-        "zero_point", "n_brighter", "n_star_tile", "n_bright_tile",
+        "zero_point",
         "star_counts", "star_counts_lower", "star_counts_upper",
         "direct_counts", "direct_counts_error", "direct_tile", "tile_bright", "tile_star",
         "log_star_exposure", "reference_limit", "confusion_limit",
