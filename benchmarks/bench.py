@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy of the reduction, side by side in one run and with the targets beside them.
+"""Speed, memory and accuracy of the pass over the pixels, side by side in one run and with the targets beside them.
 
 Wall times on a shared machine move by factors; ratios of variants that take turns do not. Every group of variants
 therefore runs round by round, and a ratio is the median over rounds of the ratio within a round. The unit is one
@@ -40,6 +40,7 @@ from rich.table import Table
 from scaling_tasks import blocks, cluster, no_block, window
 
 from csst_dask.config import Config, ExecutionConfig, MaskConfig
+from csst_dask.evaluation.classical import count_sources
 from csst_dask.inference.predictor import CPU_BATCH
 from csst_dask.instrument.flags import mask_table
 from csst_dask.preprocess import measure_image, standardised
@@ -52,6 +53,8 @@ from csst_dask.simulation.renderer import Renderer
 
 G_BAND, I_BAND = 8, 7
 STARS = 30_000
+CROWDED = 200_000
+EXPTIME = 150.0
 BUFFER = 1 << 20
 CONTEXT_STARS = (0, 300, 3e4, 2e5)
 FULL_WELL = 600.0
@@ -104,7 +107,7 @@ def ratio_row(
 
 
 def memory_rows(image: NDArray[np.float32], mask: NDArray[np.uint8], pool: ThreadPoolExecutor, rounds: int) -> list:
-    """The reduction of a frame in memory against a sum of it."""
+    """Measuring a frame in memory against a sum of it."""
     flat, copy, swapped = image.ravel(), np.empty_like(image), image.astype(">f4")
     halves = np.array_split(flat, 2)
     seconds = interleave(
@@ -124,17 +127,37 @@ def memory_rows(image: NDArray[np.float32], mask: NDArray[np.uint8], pool: Threa
         ratio_row("sum, 1 thread (the unit)", unit, unit),
         ratio_row("sum, 2 threads", seconds["sum, 2 threads"], unit),
         ratio_row("copy", seconds["copy"], unit),
-        ratio_row("reduction, 1 thread: six maps, sky and statistics", seconds["all"], unit, 3.0),
-        ratio_row("  the same, by the target of a plain reduction", seconds["all"], unit, 2.0),
-        ratio_row("reduction, 2 threads", seconds["all, 2 threads"], unit, 2.0),
-        ratio_row("  the same, by the target of a plain reduction", seconds["all, 2 threads"], unit, 1.3),
-        ratio_row("reduction, 1 thread, uint8 flags", seconds["flags"], unit, 3.0),
-        ratio_row("reduction, 1 thread, big-endian pixels", seconds["swapped"], unit, 3.0),
+        ratio_row("measuring, 1 thread: block statistics, sky and peaks", seconds["all"], unit, 10.0),
+        ratio_row("measuring, 2 threads", seconds["all, 2 threads"], unit, 10.0),
+        ratio_row("measuring, 1 thread, uint8 flags", seconds["flags"], unit, 10.0),
+        ratio_row("measuring, 1 thread, big-endian pixels", seconds["swapped"], unit, 10.0),
+    ]
+
+
+def crowded_rows(renderer: Renderer, rounds: int) -> list[Row]:
+    """Measuring a frame of 2e5 stars and galaxies against a sum of it, and source extraction against both."""
+    chip = renderer.render(plan(CROWDED, G_BAND, galaxies=True), G_BAND)
+    mask = mask_table(MaskConfig().flag_bits)[chip.flags]
+    seconds = interleave(
+        {"sum": lambda: total(chip.image.ravel()), "all": lambda: measure_image(chip.image, mask)}, rounds
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        files = write_chip(chip, Path(folder))
+        other = interleave(
+            {
+                "file": lambda: maps_of_triplet(files),
+                "sep": lambda: count_sources(chip.image, mask, EXPTIME, "g"),
+            },
+            1,
+        )
+    return [
+        ratio_row("measuring, 1 thread, 2e5 stars and uint8 flags", seconds["all"], seconds["sum"], 10.0),
+        ratio_row("FITS to all of it: times faster than SEP", other["file"], other["sep"], least=25),
     ]
 
 
 def naive_rows(image: NDArray[np.float32], path: str, rounds: int) -> list[Row]:
-    """The naive pipeline over the reduction to the same two maps."""
+    """The naive pipeline over measuring, to the same two maps."""
     seconds = interleave(
         {
             "sum": lambda: total(image.ravel()),
@@ -148,7 +171,7 @@ def naive_rows(image: NDArray[np.float32], path: str, rounds: int) -> list[Row]:
     return [
         ratio_row("naive pipeline from memory, to the sum", seconds["naive, memory"], seconds["sum"]),
         ratio_row("naive pipeline from the file, to the sum", seconds["naive, file"], seconds["sum"]),
-        ratio_row("reduction from memory: times faster", seconds["memory"], seconds["naive, memory"], least=20),
+        ratio_row("measuring from memory: times faster", seconds["memory"], seconds["naive, memory"], least=20),
         ratio_row("FITS to maps: times faster", seconds["file"], seconds["naive, file"], least=20),
     ]
 
@@ -319,6 +342,7 @@ def measure(rounds: int, quick: bool, only_context: bool = False) -> list[list[R
         files = write_chip(chip, Path(folder))
         groups = [
             memory_rows(chip.image, mask, pool, rounds),
+            crowded_rows(renderer, rounds),
             file_rows(files, rounds),
             naive_rows(chip.image, files.image, 1 if quick else 3),
             peak_rows(files.image),
@@ -329,7 +353,7 @@ def measure(rounds: int, quick: bool, only_context: bool = False) -> list[list[R
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Speed, memory and accuracy of the reduction")
+    parser = argparse.ArgumentParser(description="Speed, memory and accuracy of the pass over the pixels")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of every comparison")
     parser.add_argument("--quick", action="store_true", help="3 rounds, smaller error cases, one band to simulate")
     parser.add_argument("--context", action="store_true", help="only the context of the networks")
