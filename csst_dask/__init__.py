@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csst_dask.api import simulate, train
     from csst_dask.config import Config, load_config
     from csst_dask.errors import ConfigError
+    from csst_dask.inference.direct import direct_counts
     from csst_dask.maps import open_map
     from csst_dask.preprocess import measure_image
     from csst_dask.runners.cluster import connect
@@ -28,6 +29,7 @@ _PLACES = {
     "ConfigError": "errors",
     "Survey": "survey",
     "connect": "runners.cluster",
+    "direct_counts": "inference.direct",
     "load_config": "config",
     "measure_image": "preprocess",
     "open_map": "maps",
@@ -40,6 +42,7 @@ __all__ = [
     "ConfigError",
     "Survey",
     "connect",
+    "direct_counts",
     "load_config",
     "measure_image",
     "open_map",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,8 @@ class Measured:
     saturated: NDArray[np.uint16]
     sky: NDArray[np.float32]
     noise: NDArray[np.float32]
+    zero_point: float = float("nan")
+    """AB magnitude of 1 e-/s; NaN where it is the band's."""
 
     def stored(self) -> dict[str, NDArray]:
         """Arrays of a survey store by name, `store.layout.MEASURED`."""
@@ -208,10 +210,11 @@ def measure_image(
     *,
     invalid: int | None = None,
     saturated: int = Mask.SATURATED,
+    zero_point: float | None = None,
     out: tuple[int, int] = BLOCK_SHAPE,
     threads: int = 1,
 ) -> Measured:
-    """Reduce a whole frame that is in memory.
+    """Measure a whole frame that is in memory.
 
     Parameters
     ----------
@@ -223,6 +226,8 @@ def measure_image(
         Bits of ``flags`` that make a pixel invalid; by default all.
     saturated : int
         Bits of ``flags`` that mark saturated pixels; by default the bit of the mask and of CSST's flag files.
+    zero_point : float, optional
+        AB magnitude of 1 e-/s, for what counts stars from this; by default the band's.
     out : (int, int)
         Shape of the maps.
     threads : int
@@ -238,7 +243,8 @@ def measure_image(
     else:
         with ThreadPoolExecutor(threads) as pool:
             sums.add(image, flags, invalid=invalid, saturated=saturated, pool=pool, threads=threads)
-    return sums.finish()
+    found = sums.finish()
+    return found if zero_point is None else replace(found, zero_point=float(zero_point))
 
 
 def standardised(measured: Measured) -> NDArray[np.float64]:

@@ -1,0 +1,217 @@
+"""Stars counted from what a pass over the pixels has seen, without any network.
+
+Stars of a chip share one concentration, the stellar locus, whatever the point spread function; galaxies lie below it,
+and single pixels are sharper. Peaks on the locus are stars; their 3 x 3 light, corrected to all of their light, gives
+their magnitude. What masks, noise and brighter neighbours hide is made up for by models with one parameter each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from csst_dask.errors import ConfigError
+from csst_dask.instrument import BAND_TABLE
+from csst_dask.preprocess.measure import Measured
+from csst_dask.preprocess.peaks import LIGHT, THRESHOLD
+from csst_dask.schema import BRIGHT_LIMIT, CONCENTRATION, FLUX, MAGNITUDES, SHAPE_OF, SHAPES, SHARPNESS, TILES
+
+LOCUS = {"NUV": 0.87, "u": 0.845, "g": 0.83, "r": 0.82, "i": 0.79, "z": 0.76, "y": 0.75}
+"""Where the stellar locus of a band is expected."""
+LOCUS_SPREAD = 0.06
+"""Standard deviation of the locus from chip to chip."""
+LOCUS_WEIGHT = 4.0
+"""Stars that the expectation is worth."""
+LOCUS_WIDTH = 0.02
+"""Standard deviation of bright stars about the locus of their chip, for where they lie on the pixels."""
+WINDOW = 0.08
+"""Least half width below the locus within which peaks are stars."""
+GALAXIES = 0.12
+"""Compact galaxies within the window, in units of those in a window of the same width below it."""
+BRIGHT = ((17.5, 21.5), (17.5, 22.5), (17.0, 23.3))
+"""Ranges of magnitude in which the locus is sought, until one holds `LOCUS_LEAST` peaks."""
+LOCUS_LEAST = 8
+ENCIRCLED = 0.91
+"""Share of a star's light within 5 x 5 pixels."""
+SHARPEST = 0.56
+"""Peaks with more of their 3 x 3 light in one pixel are hot pixels and cosmic rays,"""
+EXCESS = 0.08
+"""as are those that are more concentrated than stars by this and by what noise does."""
+HALF_SATURATED = 0.5
+"""Standard deviation of the number of stars with one to three saturated pixels, in units of those with more."""
+BLEND_AREA = 69.0
+"""Pixels about a star in which no peak of a fainter one counts as a star."""
+SCATTERED = 0.02
+"""Share of a block up to which its invalid pixels are scattered ones, cosmic rays and hot pixels,"""
+REACH = 8.0
+"""each of which hides the peaks of so many pixels more."""
+LEAST_COMPLETE = 0.3
+"""Fainter stars than those of which so many are seen are not counted."""
+SYSTEMATIC = 0.03
+"""Relative error of the counts of stars that stand alone."""
+BLEND_ERROR = 0.3
+"""Relative error of what blending is corrected by."""
+
+
+@dataclass(frozen=True)
+class DirectCounts:
+    """Stars on a frame, as they are seen."""
+
+    counts: NDArray[np.float64]
+    """N(< m) for m of `schema.MAGNITUDES`; NaN beyond what is seen."""
+    error: NDArray[np.float64]
+    """Standard deviation of each."""
+    tile: NDArray[np.float64]
+    """(ty, tx) bright stars; they add up to N(< 23.5)."""
+    locus: float
+    """3 x 3 over 5 x 5 light of stars."""
+
+
+def direct_counts(measured: Measured, band: str, *, zero_point: float | None = None) -> DirectCounts:
+    """Count stars without a network.
+
+    Parameters
+    ----------
+    measured : Measured
+        Of a frame in e-/s, as `csst_dask.measure_image` gives it.
+    band : str
+        Of `schema.BANDS`.
+    zero_point : float, optional
+        AB magnitude of 1 e-/s; by default the one that ``measured`` knows, else the band's.
+
+    Returns
+    -------
+    DirectCounts
+
+    Raises
+    ------
+    ConfigError
+        If the band is unknown.
+
+    Notes
+    -----
+    With the light F in 3 x 3 pixels and the locus c, a star has the magnitude ``zero_point - 2.5 log10(F / (c E))``, E
+    being `ENCIRCLED`. Peaks count as stars down to `WINDOW` below the locus; of those, compact galaxies are taken off
+    in proportion to what lies another `WINDOW` below. The noise of c is ``4 c^2 noise / F``, for the 16 pixels around.
+    The share of stars that
+    exceed the threshold T is ``Phi((F - T) / (3 noise))``, that of stars in the window follows from the same scatter.
+    Of stars at a density of n seen per pixel a share ``exp(-n A)`` has no brighter one within an area A, and counts.
+    `ENCIRCLED` and A are fitted to 190 chips of ``configs/datasets/training.yaml``, the rest is measured on stars.
+    """
+    if band not in BAND_TABLE:
+        raise ConfigError(f"unknown band {band!r}; expected one of {', '.join(BAND_TABLE)}")
+    zero = BAND_TABLE[band].zero_point if zero_point is None else zero_point
+    if zero_point is None and np.isfinite(measured.zero_point):
+        zero = measured.zero_point
+    valid = measured["valid"]
+    share, noise = float(valid.mean()), _typical(measured.noise)
+    open_share = share - REACH * float(np.minimum(1 - valid, SCATTERED).mean())
+    if not share > 0 or not np.isfinite(noise):
+        nothing = np.full(len(MAGNITUDES), np.nan)
+        return DirectCounts(nothing, nothing.copy(), np.full((TILES, TILES), np.nan), float("nan"))
+    pixels = measured.n_valid / share
+    peaks = measured.peaks.astype(np.float64)
+    locus, scatter = stellar_locus(peaks, zero, band)
+    middle = LIGHT * 10**0.05
+    seen, galaxies = _stars(peaks, middle, locus, scatter, noise)
+    complete = ndtr((middle - 3 * THRESHOLD * noise) / (3 * noise))
+    counted = complete > LEAST_COMPLETE
+    whole = np.where(counted, seen / np.maximum(complete, LEAST_COMPLETE), 0.0)
+    edges = zero - 2.5 * (FLUX - np.log10(locus * ENCIRCLED))
+    limits = np.array(MAGNITUDES)
+    saturated = float(measured.saturated.sum())
+    found = np.interp(limits, edges[::-1], np.cumsum(whole[::-1])) + saturated
+    single = found / max(open_share, 0.1 * share)
+    counts = single * np.exp(BLEND_AREA * single / pixels)
+    hidden = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, whole * (1 / complete - 1), 0)[::-1]))
+    removed = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, galaxies, 0)[::-1]))
+    error = np.sqrt(
+        1
+        + (HALF_SATURATED * saturated) ** 2
+        + counts * (1 - share) / share
+        + hidden
+        + removed
+        + removed**2
+        + (SYSTEMATIC * counts) ** 2
+        + (BLEND_ERROR * (counts - single)) ** 2
+    )
+    faintest = edges[counted].max(initial=-np.inf)
+    for values in (counts, error):
+        values[limits > faintest] = np.nan
+    tile = _tiles(measured, peaks, seen, edges, valid)
+    bright = counts[limits == BRIGHT_LIMIT][0]
+    return DirectCounts(counts, error, tile * (bright / tile.sum() if tile.sum() > 0 else 1.0), locus)
+
+
+def _typical(noise: NDArray) -> float:
+    good = noise[np.isfinite(noise)]
+    return float(np.median(good)) if good.size else float("nan")
+
+
+def stellar_locus(peaks: NDArray[np.float64], zero_point: float, band: str) -> tuple[float, float]:
+    """Concentration of the stars of a chip, and their scatter about it.
+
+    Parameters
+    ----------
+    peaks : (flux, concentration, sharpness) array
+    zero_point : float
+        AB magnitude of 1 e-/s.
+    band : str
+
+    Returns
+    -------
+    locus, scatter : float
+        The most likely of the concentrations of bright peaks, given where the band's locus is expected.
+    """
+    magnitude = zero_point - 2.5 * (FLUX + 0.05)
+    at = CONCENTRATION + 0.01
+    bright = peaks[:, :, SHARPNESS < SHARPEST].sum(2)
+    for first, last in BRIGHT:
+        number = bright[(magnitude > first) & (magnitude < last)].sum(0)
+        if number.sum() >= LOCUS_LEAST:
+            break
+    expected = np.exp(-0.5 * ((at - LOCUS[band]) / LOCUS_SPREAD) ** 2)
+    near = np.exp(-0.5 * ((at[:, None] - at) / LOCUS_WIDTH) ** 2)
+    likely = (near @ number + LOCUS_WEIGHT * 0.02 * near.sum(1).mean() * expected) * (expected + 0.002)
+    mode = at[np.argmax(likely)]
+    weight = number * (np.abs(at - mode) < 3.5 * LOCUS_WIDTH)
+    total = weight.sum() + LOCUS_WEIGHT
+    locus = (weight @ at + LOCUS_WEIGHT * mode) / total
+    scatter = np.sqrt((weight @ (at - locus) ** 2 + LOCUS_WEIGHT * LOCUS_WIDTH**2) / total)
+    return float(locus), float(scatter)
+
+
+def _stars(
+    peaks: NDArray[np.float64], light: NDArray[np.floating], locus: float, scatter: float, noise: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Peaks that are stars, less compact galaxies, and the latter: by step of flux."""
+    spread = np.hypot(scatter, 4 * locus**2 * noise / light)
+    shown = peaks[:, :, SHARPNESS < SHARPEST].sum(2)
+    shown = shown * (locus + EXCESS + 3 * spread[:, None] > CONCENTRATION + 0.01)
+
+    def above(least: float) -> NDArray[np.float64]:
+        """Peaks above a concentration; the step that it cuts counts by its part."""
+        return shown @ np.clip((CONCENTRATION + 0.02 - least) / 0.02, 0, 1)
+
+    window = above(locus - WINDOW)
+    galaxies = np.minimum(GALAXIES * (above(locus - 2 * WINDOW) - window), window)
+    return (window - galaxies) / ndtr(WINDOW / spread), galaxies
+
+
+def _tiles(
+    measured: Measured, peaks: NDArray[np.float64], seen: NDArray[np.float64], edges: NDArray, valid: NDArray
+) -> NDArray[np.float64]:
+    """Bright stars of each tile, but for a factor: peaks of a coarse shape are stars as often as in the whole chip."""
+    bright = np.clip((BRIGHT_LIMIT - edges) / 0.25 + 1, 0, 1)
+    coarse = np.zeros((FLUX.size, SHAPES.size))
+    for shape in range(SHAPES.size):
+        coarse[:, shape] = peaks[:, shape == SHAPE_OF].sum(1)
+    star_like = np.isin(SHAPES, np.unique(SHAPE_OF[(CONCENTRATION > 0.6)][:, SHARPNESS < 0.4]))
+    total = (coarse * star_like).sum(1)
+    weight = bright * np.divide(seen, total, out=np.zeros_like(seen), where=total > 0)
+    found = (measured.tile_peaks * star_like).sum(3) @ weight + measured.saturated.sum(2)
+    share = valid.reshape(TILES, valid.shape[0] // TILES, TILES, -1).mean((1, 3))
+    return np.divide(found, share, out=np.zeros_like(found), where=share > 0.05)
