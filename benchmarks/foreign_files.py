@@ -173,7 +173,9 @@ def draw_picture(lists: Iterable[Path], path: Path) -> None:
     chips = []
     for one in lists:
         with np.load(one) as kept:
-            chips.append({name: kept[name][()] for name in ("n_star", "band", "flags", "laws", "cutout", "sky", "noise")})
+            chips.append(
+                {name: kept[name][()] for name in ("n_star", "band", "flags", "laws", "cutout", "sky", "noise")}
+            )
     chips.sort(key=lambda chip: -int(chip["n_star"]))
     columns = min(10, max(1, round(len(chips) ** 0.5)))
     rows = -(-len(chips) // columns)

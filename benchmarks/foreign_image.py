@@ -78,7 +78,9 @@ def render(plan: Plan, shape: tuple[int, int] = FRAME_SHAPE) -> ForeignChip:
     laws = add_hot_pixels(image, flags, ranges.hot_pixels, plan.exptime, read_noise, missed, rng)
     _expose(image, smooth.astype(np.float32), rng)
     laws |= add_dead_columns(image, flags, ranges.dead_columns, rng)
-    noise = float(np.sqrt(sky[sky.shape[0] // 2, sky.shape[1] // 2] + DARK * plan.exptime + read_noise**2 + step**2 / 12))
+    noise = float(
+        np.sqrt(sky[sky.shape[0] // 2, sky.shape[1] // 2] + DARK * plan.exptime + read_noise**2 + step**2 / 12)
+    )
     laws |= add_cosmic_rays(image, flags, ranges.cosmic_rays, plan.exptime, noise, missed, rng)
     bleed(image, flags, np.float32(full_well))
     if plan.flags == "imperfect":

@@ -24,6 +24,7 @@ _APERTURE = 2.0  # m
 _RADII = np.geomspace(0.05, 4.2, 28)
 _VARIETY = 6
 _MOST_SIDE = 601
+_ACCURACY = galsim.GSParams(folding_threshold=0.02)  # stamps end before the faintest wings do
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,19 @@ def _optics(plan: Plan, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
             names = ("defocus", "astig1", "astig2", "coma1", "coma2")
             optics = galsim.OpticalPSF(
                 lam=wavelength, diam=_APERTURE, obscuration=obscuration, nstruts=struts, strut_thick=0.02,
-                strut_angle=turn * galsim.radians, **dict(zip(names, terms.tolist(), strict=True)),
+                strut_angle=turn * galsim.radians, **dict(zip(names, terms.tolist(), strict=True)), gsparams=_ACCURACY,
             )  # fmt: skip
             diffraction = np.degrees(1.03 * wavelength * 1e-9 / _APERTURE) * 3600
-            jitter = galsim.Gaussian(fwhm=np.sqrt(max(width**2 - diffraction**2, 0.05**2)))
+            jitter = galsim.Gaussian(fwhm=np.sqrt(max(width**2 - diffraction**2, 0.05**2)), gsparams=_ACCURACY)
             found = galsim.Convolve(optics, jitter)
         elif kind == "moffat":
-            found = galsim.Moffat(beta=2.4 + 2.6 * shape[0], fwhm=width)
+            found = galsim.Moffat(beta=2.4 + 2.6 * shape[0], fwhm=width, gsparams=_ACCURACY)
         else:
             second, third = 0.1 + 0.25 * shape[1], 0.02 + 0.04 * shape[2]
             found = galsim.Sum(
-                galsim.Gaussian(fwhm=0.93 * width, flux=1 - second - third),
-                galsim.Gaussian(fwhm=(1.6 + shape[0]) * width, flux=second),
-                galsim.Gaussian(fwhm=5 * width, flux=third),
+                galsim.Gaussian(fwhm=0.93 * width, flux=1 - second - third, gsparams=_ACCURACY),
+                galsim.Gaussian(fwhm=(1.6 + shape[0]) * width, flux=second, gsparams=_ACCURACY),
+                galsim.Gaussian(fwhm=5 * width, flux=third, gsparams=_ACCURACY),
             )
         e1, e2 = e * np.cos(turn) + slopes[1] @ (y, x), e * np.sin(turn) + slopes[2] @ (y, x)
         scale = min(1.0, 0.3 / max(float(np.hypot(e1, e2)), 1e-9))
@@ -108,7 +109,7 @@ def _optics(plan: Plan, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
 
 def _cores(profile: galsim.GSObject) -> NDArray[np.float64]:
     """(py, px, CORE, CORE): what falls into the pixels for a star at each sub-pixel place of the middle one; sum 1."""
-    seen = galsim.Convolve(profile, galsim.Pixel(PIXEL_SCALE))
+    seen = galsim.Convolve(profile, galsim.Pixel(PIXEL_SCALE, gsparams=_ACCURACY))
     side = CORE * PHASES
     fine = seen.drawImage(nx=side, ny=side, scale=PIXEL_SCALE / PHASES, method="no_pixel", dtype=float).array
     offset = (np.arange(side) - (side - 1) / 2) / PHASES
@@ -183,7 +184,7 @@ class GalaxyStamps:
             profile = profile.shear(q=max(ratio, 0.35 if kind == 1 else 0.2), beta=angle * galsim.degrees)
         side = min(2 * int(np.ceil(4 * radius / PIXEL_SCALE)) + 25, _MOST_SIDE)
         shift = tuple(rng.uniform(-0.5, 0.5, 2).tolist())
-        seen = galsim.Convolve(profile, self._psf).drawImage(
+        seen = galsim.Convolve(profile.withGSParams(_ACCURACY), self._psf).drawImage(
             nx=side, ny=side, scale=PIXEL_SCALE, offset=shift, dtype=float
         )
         light = np.maximum(seen.array, 0)
