@@ -75,7 +75,7 @@ SETS = {
     "benchmark": Ranges(
         seed=7_301_955, prefix=4101, place=(144.2, -40.7), exposures=(150.0, 150.0, 150.0, 250.0),
         luminosity=("broken", "cut", "burst", "turnover"), slope=(0.15, 0.38), faint_slope=(0.0, 0.22),
-        break_mag=(18.5, 24.0), cut_mag=(23.0, 27.0), burst_mag=(17.0, 25.0), burst_share=(0.05, 0.5),
+        break_mag=(19.5, 26.0), cut_mag=(23.5, 28.5), burst_mag=(18.0, 26.0), burst_share=(0.05, 0.5),
         red_share=(0.1, 0.9), blue_colour=(0.3, 1.0), clump_share=(0.0, 0.7), gradient=(0.0, 2.5),
         psf=("optical", "moffat", "gaussians"), fwhm=(0.105, 0.175), ellipticity=(0.0, 0.15), halo=(0.005, 0.04),
         sky=(0.6, 2.2), tilt=(-0.35, 0.35), bowl=(-0.12, 0.2), read_noise=(4.0, 7.0), full_well=(75e3, 110e3),
@@ -85,7 +85,7 @@ SETS = {
     "twin": Ranges(
         seed=2_046_117, prefix=4202, place=(251.1, -74.6), exposures=(150.0, 150.0, 120.0, 200.0, 300.0),
         luminosity=("turnover", "burst", "broken", "cut"), slope=(0.10, 0.45), faint_slope=(-0.05, 0.15),
-        break_mag=(17.5, 23.0), cut_mag=(22.0, 26.0), burst_mag=(18.5, 24.0), burst_share=(0.1, 0.7),
+        break_mag=(18.5, 26.5), cut_mag=(22.5, 28.0), burst_mag=(19.0, 25.5), burst_share=(0.1, 0.7),
         red_share=(0.0, 0.7), blue_colour=(0.15, 1.3), clump_share=(0.0, 0.85), gradient=(0.0, 3.5),
         psf=("moffat", "gaussians", "optical"), fwhm=(0.12, 0.20), ellipticity=(0.02, 0.2), halo=(0.002, 0.06),
         sky=(0.4, 3.0), tilt=(-0.5, 0.5), bowl=(-0.2, 0.1), read_noise=(3.5, 8.5), full_well=(60e3, 130e3),
