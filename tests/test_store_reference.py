@@ -23,8 +23,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "store-variables.md"
 
 SOMETIMES = {
     "attempts", "predict_attempts", "reason", "out_of_distribution", "review_reason", "confidence", "saturated",
+    "n_star_tile", "n_bright_tile",
 }  # fmt: skip
-"""Variables that one chip may leave empty: nothing happened to it, it is out of distribution, its stars are faint."""
+"""Variables that one chip may leave empty: nothing happened to it, it is out of distribution, its stars are faint, or it
+was not simulated."""
 
 
 def test_the_page_of_all_variables_is_what_the_code_says():

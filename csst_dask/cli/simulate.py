@@ -37,6 +37,7 @@ class Physics(StrEnum):
     nominal = "nominal"
     randomised = "randomised"
     off_nominal = "off-nominal"
+    wide = "wide"
 
 
 class Product(StrEnum):

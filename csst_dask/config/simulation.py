@@ -36,8 +36,9 @@ class SimulationConfig(Section):
     depth: Literal["paper", "catalogue", "deep"] = "paper"
     """A sky holds the stars to g = 26.5 and, in each band, to 1.5 mag below its limit. ``paper`` adds those that the
     physics ask for beyond, ``catalogue`` none, ``deep`` all to g = 28, and dwarf galaxies and clusters in full."""
-    physics: Literal["nominal", "randomised", "off-nominal"] = "nominal"
-    """Whether the laws of the sky and the instrument are drawn anew for each pointing, and how far from nominal."""
+    physics: Literal["nominal", "randomised", "off-nominal", "wide"] = "nominal"
+    """Whether the laws of the sky and the instrument are drawn anew for each pointing, and how far from nominal;
+    ``wide`` lets them be anything: star counts of no galaxy, faulty frames, and 30 to 300 s whatever ``exptime``."""
     galaxies: bool = True
     """Galaxies as well as stars."""
     clusters: bool = False

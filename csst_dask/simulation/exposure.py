@@ -23,6 +23,8 @@ from csst_dask.simulation.galaxies import draw_galaxies
 from csst_dask.simulation.physics import Optics, SkyPhysics
 from csst_dask.simulation.population import EXTINCTION
 from csst_dask.simulation.stars import draw_stars, extinction_beyond
+from csst_dask.simulation.wide import Laws
+from csst_dask.simulation.wide_scene import draw_wide_stars
 
 MJD_EPOCH = datetime(1858, 11, 17)
 MARGIN = 48
@@ -62,6 +64,8 @@ class Exposure:
     """Radial cubic term, deg^-2."""
     psf: Path | None = None
     """Folder of measured point spread functions."""
+    wide: Laws | None = None
+    """Under ``physics: wide``."""
 
     @property
     def mjd(self) -> float:
@@ -218,9 +222,12 @@ def draw_scene(exposure: Exposure, detector: int, shape: tuple[int, int] = FRAME
         Magnitudes in the detector's band, dust included.
     """
     band, cells = DETECTORS[detector].band, sky_cells(exposure, detector, shape)
-    depth = drawn_depth(exposure.ra, exposure.dec, exposure.seed, band, exposure.sky)
-    drawn_stars = draw_stars(cells, exposure.seed, band, exposure.sky, depth)
-    stars, star_y, star_x = _seen(drawn_stars, exposure, detector, shape)
+    if exposure.wide is not None:
+        stars, star_y, star_x, depth = draw_wide_stars(exposure, exposure.wide, detector, shape, MARGIN)
+    else:
+        depth = drawn_depth(exposure.ra, exposure.dec, exposure.seed, band, exposure.sky)
+        found = draw_stars(cells, exposure.seed, band, exposure.sky, depth)
+        stars, star_y, star_x = _seen(found, exposure, detector, shape)
     density = exposure.sky.galaxies
     drawn = draw_galaxies(
         cells if density > 0 else cells[:0], exposure.seed, band,

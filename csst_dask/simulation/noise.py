@@ -119,7 +119,7 @@ def _observe(band, y0, ny, level, slope_y, slope_x, dark, read_noise, exptime, f
         if nx % 2:
             normal_row(key0, np.uint32(key1 ^ np.uint32(0x9E3779B9)), y, normal[-1:], normal[-1:])
         flat = np.float32(level * (1 + slope_y * ((y + 0.5) / ny - 0.5)) + dark)
-        _glow_row(glow, (y + 0.5) / cell, cell, light)
+        glow_row(glow, (y + 0.5) / cell, cell, light)
         pixels = band[j]
         for x in range(nx):
             value = pixels[x] + light[x] + slant[x] + flat
@@ -135,7 +135,7 @@ def _spread(key0, key1):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
-def _glow_row(glow, place, cell, out):
+def glow_row(glow, place, cell, out):
     """One row of the glow on every pixel, by linear interpolation."""
     j = int(place)
     v = np.float32(place - j)

@@ -61,18 +61,18 @@ class Optics:
     """Electrons."""
 
 
-Physics = Literal["nominal", "randomised", "off-nominal"]
+Physics = Literal["nominal", "randomised", "off-nominal", "wide"]
 
 
 def draw_sky(physics: Physics, rng: np.random.Generator) -> SkyPhysics:
     """Laws of the sky of one field.
 
     ``nominal`` always gives the same ones; ``randomised`` spreads them so that networks do not learn one family;
-    ``off-nominal`` lies outside of that spread, for testing.
+    ``off-nominal`` lies outside of that spread, for testing. ``wide`` is drawn by `csst_dask.simulation.wide`.
     """
     # the same numbers are taken whatever the physics, so that two surveys of one seed see the same places
     u, n = rng.uniform(-1, 1, 8), rng.standard_normal(4)
-    if physics == "nominal":
+    if physics in ("nominal", "wide"):
         return SkyPhysics()
     if physics == "randomised":
         return SkyPhysics(
@@ -100,7 +100,7 @@ def draw_sky(physics: Physics, rng: np.random.Generator) -> SkyPhysics:
 def draw_optics(physics: Physics, rng: np.random.Generator) -> Optics:
     """State of the instrument during one exposure; parameters as for `draw_sky`."""
     u, n = rng.uniform(-1, 1, 4), rng.standard_normal(4)
-    if physics == "nominal":
+    if physics in ("nominal", "wide"):
         return Optics(
             jitter=float(np.round(0.1225 + 0.0075 * u[0], 4)),
             sky_factor=float(10 ** (0.08 * n[0])),

@@ -135,7 +135,7 @@ def _fine_profile(n, core, wide, moffat, sigma, alpha, e1, e2):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _bin_phases(fine, size, stamps):
+def bin_phases(fine, size, stamps):
     """Sum cells into pixels at every phase by running sums; fine has one spare cell at each edge.
 
     The source lies in the middle of a cell, so at phase p pixel i is exactly the cells 16 i - p to 16 i - p + 15.
@@ -242,7 +242,7 @@ def make_psf(
         arms = np.outer(across, spike_profile(axis))
         fine += 0.5 * spikes * (arms + arms.T) / PHASES**2
     stamps = np.empty((PHASES, PHASES, size, size), np.float32)
-    _bin_phases(fine, size, stamps)
+    bin_phases(fine, size, stamps)
     wings = _profile(np.arange(2 * WING_RADIUS + 2) / 2, fwhm, halo, spikes).astype(np.float32)
     mixture = _mixture(fwhm, halo, spikes)
     return PSF(stamps, wings, float(stamps.max()), mixture, fwhm / PIXEL_SCALE, spikes)

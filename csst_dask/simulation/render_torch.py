@@ -147,6 +147,8 @@ class TorchRenderer:
         """
         if shot.shape != tuple(self.shape):
             raise ValueError(f"a shot of a {shot.shape} frame; this renderer draws {self.shape}: make another one")
+        if shot.wide is not None:
+            raise ValueError("physics: wide is drawn by csst_dask.simulation.renderer alone")
         if not hasattr(self._threads, "plate"):
             self._threads.plate = Plate(shot.shape)
         stamps = padded_stamps(shot.psf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from csst_dask.simulation.noise import observe
 from csst_dask.simulation.render import flux_limits, paint_stars
 from csst_dask.simulation.sersic import add_galaxies
 from csst_dask.simulation.shot import Shot, take_shot
+from csst_dask.simulation.wide_render import finish_wide, large_galaxy, paint_wide_stars
 
 RowsReady = Callable[[int, int], None]
 """Makes rows [y0, y1) of a chip's image final; each row once."""
@@ -70,13 +72,22 @@ class Renderer:
         shot = take_shot(exposure, detector, self.image.shape, model)
         self.image[:] = 0
         self.flags[:] = 0
-        glow = paint_stars(self.image, shot.y, shot.x, shot.flux, shot.psf)
+        if shot.wide is not None:
+            shot = replace(shot, galaxies=np.hstack([shot.galaxies, large_galaxy(shot)]))
+            glow = paint_wide_stars(self.image, shot)
+        else:
+            glow = paint_stars(self.image, shot.y, shot.x, shot.flux, shot.psf)
         if shot.galaxies.size:
             y, x, flux, radius, bulge_radius, bulge_fraction, axis_ratio, angle = shot.galaxies
             add_galaxies(
                 self.image, y, x, flux, radius, bulge_radius, bulge_fraction, axis_ratio, angle, shot.psf.mixture
             )
         self._add_artefacts(shot)
+        scene = cast(Scene, shot.scene)
+        chip = Chip(exposure, detector, self.image, self.flags, scene, shot.sky, shot.psf.core)
+        if shot.wide is not None:  # rows depend on each other
+            finish_wide(self.image, self.flags, shot, glow)
+            return chip, lambda y0, y1: None
         key = np.random.SeedSequence(shot.random(2)).generate_state(2)
 
         def ready(y0: int, y1: int) -> None:
@@ -86,8 +97,7 @@ class Renderer:
                 key=(int(key[0]), int(key[1])), glow=glow, rows=(y0, y1),
             )  # fmt: skip
 
-        scene = cast(Scene, shot.scene)
-        return Chip(exposure, detector, self.image, self.flags, scene, shot.sky, shot.psf.core), ready
+        return chip, ready
 
     def _add_artefacts(self, shot: Shot) -> None:
         """Spikes, ghosts, trails, cosmic rays, bleeding and defects."""

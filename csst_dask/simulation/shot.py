@@ -20,13 +20,25 @@ from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.artefacts import Trail
 from csst_dask.simulation.detector import DetectorModel
 from csst_dask.simulation.psf import PSF, field_psf
+from csst_dask.simulation.psf_families import family_psf
 from csst_dask.simulation.sersic import pixel_shape
+from csst_dask.simulation.wide import Faults, Laws, draw_faults, psf_shapes
 
 if TYPE_CHECKING:
     from csst_dask.simulation.exposure import Exposure, Scene
 
 MAY_BLEED = 0.1
 """Stars whose brightest pixel reaches this share of the full well may saturate, since neighbours add light."""
+
+
+@dataclass(frozen=True)
+class WideShot:
+    """What sets a chip of ``physics: wide`` apart."""
+
+    laws: Laws
+    faults: Faults
+    psfs: tuple[PSF, ...]
+    """One, or one for each corner in the order (0, 0), (0, 1), (1, 0), (1, 1) of (y, x)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ class Shot:
     ghosts: bool = False
     cosmic_rays: bool = False
     defects: bool = False
+    wide: WideShot | None = None
+    """What ``physics: wide`` adds."""
     exposure: Exposure | None = None
     """What the shot was drawn from, and what was drawn; not kept in files."""
     scene: Scene | None = None
@@ -109,6 +123,16 @@ def make_exposure_psf(exposure: Exposure, detector: int) -> PSF:
     return field_psf(spec.band, spec.xc, spec.yc, optics.jitter, halo=optics.halo, spikes=exposure.spikes)
 
 
+def make_wide(exposure: Exposure, detector: int) -> WideShot | None:
+    """What ``physics: wide`` adds to a chip; None under other physics."""
+    from csst_dask.instrument.focal_plane import DETECTORS
+
+    if exposure.wide is None:
+        return None
+    psfs = tuple(family_psf(shape) for shape in psf_shapes(exposure.wide, DETECTORS[detector].band))
+    return WideShot(exposure.wide, draw_faults(exposure.seed, exposure.index, detector), psfs)
+
+
 def take_shot(
     exposure: Exposure,
     detector: int,
@@ -138,7 +162,7 @@ def take_shot(
     def electrons(mag: NDArray[np.float64]) -> NDArray[np.float64]:
         return 10 ** (-0.4 * (mag - band.zero_point)) * exposure.exptime
 
-    g = scene.galaxies
+    g, wide = scene.galaxies, make_wide(exposure, detector)
     angle = pixel_shape(g.position_angle, exposure.wcs(detector).wcs.cd)
     return Shot(
         shape=(shape[0], shape[1]),
@@ -150,7 +174,7 @@ def take_shot(
         sky=band.sky * optics.sky_factor,
         gradient=optics.gradient,
         model=replace(model or DetectorModel(), read_noise=optics.read_noise),
-        psf=make_exposure_psf(exposure, detector),
+        psf=wide.psfs[len(wide.psfs) // 3] if wide else make_exposure_psf(exposure, detector),
         y=scene.star_y,
         x=scene.star_x,
         flux=electrons(scene.stars.mag),
@@ -162,6 +186,7 @@ def take_shot(
         ghosts=exposure.ghosts,
         cosmic_rays=exposure.cosmic_rays,
         defects=exposure.defects,
+        wide=wide,
         exposure=exposure,
         scene=scene,
     )  # fmt: skip
@@ -186,6 +211,8 @@ def save_shots(path: Path | str, shots: Iterable[Shot]) -> None:
     """
     columns: dict[str, Any] = {}
     for k, shot in enumerate(shots):
+        if shot.wide is not None:
+            raise ValueError("a shot of physics: wide is not kept in a file; render it from its exposure")
         plain = {name: getattr(shot, name) for name in _PLAIN}
         plain |= {"model": asdict(shot.model), "trails": [asdict(trail) for trail in shot.trails]}
         plain |= {"psf": {name: float(getattr(shot.psf, name)) for name in _PSF_PLAIN}}

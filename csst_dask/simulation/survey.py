@@ -17,11 +17,12 @@ from csst_dask.instrument.focal_plane import DETECTORS, IMAGING_DETECTORS, frame
 from csst_dask.schema import BANDS, STAR_LIMIT
 from csst_dask.simulation.artefacts import draw_trails
 from csst_dask.simulation.exposure import Exposure
-from csst_dask.simulation.physics import SkyPhysics, draw_optics, draw_sky
+from csst_dask.simulation.physics import Optics, SkyPhysics, draw_optics, draw_sky
 from csst_dask.simulation.pointing import Target, expected_stars, seek
 from csst_dask.simulation.regions import DEMO, MIXED, Region, find_region
 from csst_dask.simulation.stars import DEEP_LIMIT, cloudiness
 from csst_dask.simulation.systems import CLUSTERS
+from csst_dask.simulation.wide import Laws, draw_exposure, draw_laws
 
 FIRST_LIGHT = datetime(2027, 8, 10, 8, 0)
 CADENCE = timedelta(seconds=285)
@@ -33,6 +34,8 @@ MOST_STARS = 50_000_000
 """On a detector; more do not fit into a task's memory."""
 FIELD_REACH, CHIP_REACH = 0.7, 0.14
 """From the boresight to the farthest corner of an imaging detector, and from a detector's middle to its corner, deg."""
+CROWDED_SKY, MOST_WIDE = 1e4, 4e5
+"""Stars on a detector from which a wide sky must have faint ones, and the most that it has."""
 DEMO_START, DEMO_STEP = (275.6, -33.6), 0.185
 DEMO_COUNTS = (0.0, 40.0, 450.0, 4_000.0, 30_000.0, 150_000.0)
 
@@ -115,6 +118,10 @@ def _plan_exposure(
     sky = draw_sky(config.physics, rng) if config.physics == "nominal" or name in (MIXED, DEMO) else _common_sky(config)
     sky = _with_options(sky, config)
     ra, dec, theta, sky = _point(config, name, index, sky, detectors, avoid, rng)
+    exptime: float = config.exptime
+    wide: Laws | None = None
+    if config.physics == "wide":
+        exptime, optics, sky, wide = _wide_exposure(config, index, sky, ra, dec)
     coverage = rng.random()
     if coverage < config.empty:
         sky = replace(sky, footprint=0.0)
@@ -124,7 +131,7 @@ def _plan_exposure(
         index=index,
         obs_id=f"10{config.seed:06d}{index:06d}",
         start=FIRST_LIGHT + index * CADENCE,
-        exptime=config.exptime,
+        exptime=exptime,
         ra=ra,
         dec=dec,
         theta=theta,
@@ -140,7 +147,21 @@ def _plan_exposure(
         spikes=config.spikes,
         distortion=DISTORTION if config.distortion else 0.0,
         psf=config.psf,
+        wide=wide,
     )
+
+
+def _wide_exposure(
+    config: SimulationConfig, index: int, found: SkyPhysics, ra: float, dec: float
+) -> tuple[float, Optics, SkyPhysics, Laws]:
+    """A wide exposure with about as many stars on a detector as a Galaxy would have there, but by other laws."""
+    count = min(expected_stars(ra, dec, config.seed, found), MOST_WIDE)
+    exptime, optics, sky = draw_exposure(config.seed, index)
+    sky = replace(
+        sky, density=count, footprint=found.footprint, footprint_order=found.footprint_order,
+        galaxies=sky.galaxies if config.galaxies else 0.0,
+    )  # fmt: skip
+    return exptime, optics, sky, draw_laws(config.seed, index, count > CROWDED_SKY)
 
 
 def _known_clouds(sky: SkyPhysics, box: Region, seed: int) -> SkyPhysics:
@@ -201,6 +222,8 @@ def _point(
     for _ in range(500):
         if name == MIXED:
             target = Target.draw(index, rng) if count is None else Target.of(count)
+            if config.physics == "wide":
+                target = replace(target, varied=False)
             theta = float(rng.uniform(-180, 180))
             ra, dec, found = seek(target, sky, config.seed, theta, detectors, rng)
         elif name == DEMO:
