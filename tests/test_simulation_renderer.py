@@ -407,7 +407,7 @@ def test_a_deep_rendering_has_more_light_and_the_same_label():
     paper, deep = (render(replace(ONE, sky=replace(SKY, limit=limit, density=3000.0))) for limit in (STAR_LIMIT, 28.0))
     assert (deep.n_star, deep.n_bright) == (paper.n_star, paper.n_bright)
     assert np.isin(paper.stars.id, deep.stars.id).all()
-    assert deep.n_star < len(paper.stars) <= len(deep.stars) < len(deep.scene.stars)
+    assert deep.n_star <= len(paper.stars) < len(deep.stars) < len(deep.scene.stars)
     assert deep.image.mean(dtype=float) > paper.image.mean(dtype=float)
     label = (deep.scene.stars.g < 26.5) & (deep.scene.star_y >= 0) & (deep.scene.star_y < SHAPE[0])
     label &= (deep.scene.star_x >= 0) & (deep.scene.star_x < SHAPE[1])

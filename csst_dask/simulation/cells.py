@@ -21,7 +21,6 @@ _G = EXTINCTION["g"]
 _HALF = 0.5 * MODULUS_STEP
 _SHIFT, _REST, _32 = np.uint64(POSITION_BITS), np.uint64(64 - POSITION_BITS), np.uint64(32)
 _PLACE, _DEPTH, _LIGHT, _POINT, _COLOUR = (np.uint64(k) for k in (0, 1, 2, 3, 4))
-_OTHER = np.uint64(5)
 _KIND = np.uint64(22)
 _INSIDE = np.uint64((1 << POSITION_BITS) - 1)
 _SIDE = 1.0 / (1 << (POSITION_BITS // 2))
@@ -184,7 +183,7 @@ def reachable(stars, dust, least, most, bright, faint, edges, sight):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _seen(m_g, modulus, shaded, offset, colour, sight):
+def is_seen(m_g, modulus, shaded, offset, colour, sight):
     """Whether a star behind the least dust that may be in front of it is bright enough."""
     _, _, shade, scatter, depth, limit = sight
     g = m_g + modulus
@@ -201,7 +200,7 @@ def numbers(cells, key, means):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _luminosity(u, low, high, edges, cumulative):
+def luminosity(u, low, high, edges, cumulative):
     """Row of a population's table and M_g of a star between two limits in M_g, by inversion."""
     first = share(edges, cumulative, low)
     wanted = first + u * (share(edges, cumulative, high) - first)
@@ -254,11 +253,11 @@ def draw(cells, count, key, kind, running, sight, dust, least, most, bright, fai
             place = np.searchsorted(running[s], uniform(star, _PLACE) * running[s, -1])
             c, k = min(place, running.shape[1] - 1) // m, place % m
             low, high = _limits(k, dust[s], least[s], most[s], bright, faint)
-            row[at], m_g[at] = _luminosity(uniform(star, _LIGHT), low, high, edges[c], cumulative[c])
+            row[at], m_g[at] = luminosity(uniform(star, _LIGHT), low, high, edges[c], cumulative[c])
             modulus[at] = MODULUS[k] + MODULUS_STEP * (uniform(star, _DEPTH) - 0.5)
             colour[at] = normal(star, _COLOUR)
             near = 0.5 * (dust[s, k - 1] + dust[s, k]) if k > 0 else dust[s, 0]
-            if not _seen(m_g[at], modulus[at], least[s] * near, sight[0][c, row[at]], colour[at], sight):
+            if not is_seen(m_g[at], modulus[at], least[s] * near, sight[0][c, row[at]], colour[at], sight):
                 continue
             position[at] = (cells[s] << _SHIFT) | (bits(star, _POINT) >> _REST)
             ident[at] = (cells[s] << _32) | (kind << _KIND) | np.uint64(number)
@@ -307,50 +306,3 @@ def stays(position, ident, cell, fields, key, sigma):
         chance = np.exp(sigma * (here - fields[cell[k]].max()))
         out[k] = uniform(substream(key, ident[k]), _NO) < chance
     return out
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def draw_members(cells, count, key, kind, bright, faint, cumulative, edges, offset, sight, modulus, depth_step, shaded):
-    """Every star of a stellar system in every cell that may be bright enough.
-
-    Parameters
-    ----------
-    cells, count, key, kind
-        As for `draw`.
-    bright, faint : (n,) float64 array
-        Limits of each cell in M_g.
-    cumulative, edges, offset : (k,) float64 array
-        Of the system's population; the offset is the band's magnitude less that in g.
-    sight : tuple
-        See `draw`.
-    modulus, depth_step : float
-        Distance modulus and its standard deviation, mag.
-    shaded : (n,) float64 array
-        Least A_V in front of a member in each cell, mag.
-
-    Returns
-    -------
-    position, ident : (k,) uint64 arrays
-    cell, row : (k,) int64 arrays
-    m_g, depth, colour, chance : (k,) float64 arrays
-        Absolute magnitude in g, two standard normal deviates and a uniform one.
-    """
-    total = count.sum()
-    position, ident = np.empty(total, np.uint64), np.empty(total, np.uint64)
-    cell, row = np.empty(total, np.int64), np.empty(total, np.int64)
-    m_g, depth, colour, chance = np.empty(total), np.empty(total), np.empty(total), np.empty(total)
-    at = 0
-    for s in range(cells.shape[0]):
-        cell_key = substream(key, cells[s])
-        for number in range(count[s]):
-            star = substream(cell_key, np.uint64(number) + _ONE)
-            row[at], m_g[at] = _luminosity(uniform(star, _LIGHT), bright[s], faint[s], edges, cumulative)
-            # normal() uses two counters: 4 takes 8 and 9, 5 takes 10 and 11
-            depth[at], colour[at] = normal(star, _OTHER), normal(star, _COLOUR)
-            if not _seen(m_g[at], modulus + depth_step * depth[at], shaded[s], offset[row[at]], colour[at], sight):
-                continue
-            position[at] = (cells[s] << _SHIFT) | (bits(star, _POINT) >> _REST)
-            ident[at] = (cells[s] << _32) | (kind << _KIND) | np.uint64(number)
-            chance[at], cell[at] = uniform(star, _PLACE), s
-            at += 1
-    return position[:at], ident[:at], cell[:at], row[:at], m_g[:at], depth[:at], colour[:at], chance[:at]

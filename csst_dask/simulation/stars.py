@@ -15,6 +15,7 @@ from csst_dask.schema import BANDS, STAR_LIMIT
 from csst_dask.simulation import cells as draws
 from csst_dask.simulation.catalogue import CELL_ORDER, Stars
 from csst_dask.simulation.counter import make_key
+from csst_dask.simulation.members import draw_members
 from csst_dask.simulation.milky_way import MODULUS, MODULUS_STEP, bar_density, galactic_rotation
 from csst_dask.simulation.physics import SkyPhysics
 from csst_dask.simulation.population import COLUMNS, EXTINCTION, SCATTER, luminosity_table
@@ -209,7 +210,7 @@ class _Sky:
         count = draws.numbers(chosen, key, means[near])
         kind = np.uint64(16 * (2 + number) if layer is None else 16 * (34 + number) + layer)
         low, high = (limit[near] for limit in limits)
-        members = draws.draw_members(
+        members = draw_members(
             chosen, count, key, kind, low, high, cumulative[p], edges[p], sight[0][p], sight, system.modulus,
             system.depth, shaded[near],
         )  # fmt: skip
