@@ -25,8 +25,8 @@ SOMETIMES = {
     "attempts", "predict_attempts", "reason", "out_of_distribution", "review_reason", "confidence", "saturated",
     "n_star_tile", "n_bright_tile",
 }  # fmt: skip
-"""Variables that one chip may leave empty: nothing happened to it, it is out of distribution, its stars are faint, or it
-was not simulated."""
+"""Variables that one chip may leave empty: nothing happened to it, it is out of distribution or not simulated, its
+stars are faint."""
 
 
 def test_the_page_of_all_variables_is_what_the_code_says():
