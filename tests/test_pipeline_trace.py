@@ -13,6 +13,8 @@ from whole_run import configuration
 from csst_dask.schema import DONE
 from csst_dask.store import SurveyStore
 
+PEAKS = {"preprocess/peaks.py", "preprocess/saturated.py", "instrument/cells.py"}
+"""Modules that count what stands out of the sky."""
 TRACED = Path(__file__).with_name("traced_run.py")
 
 
@@ -46,7 +48,8 @@ def test_the_path_of_a_chip_is_short(trace):
     for needed in ("io/pixels.py", "preprocess/measure.py", "store/writer.py", "inference/predictor.py"):
         assert needed in others  # each stage has been traced
     assert "maps/density.py" in on_sky
-    assert len(others) <= 15, others
+    assert set(others) >= PEAKS
+    assert len(others) <= 15 + len(PEAKS), others
     assert len(on_sky) <= 3, on_sky
     assert around == ["runners/guard.py", "memory.py"]
 

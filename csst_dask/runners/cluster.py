@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import dask
 from dask.typing import no_default
 from distributed import Client, LocalCluster, SpecCluster
 from distributed.core import Status
@@ -220,17 +223,29 @@ def wait_for_workers(client: Client, number: int, seconds: float = ARRIVAL) -> N
         time.sleep(0.2)
 
 
+@contextmanager
+def _restored() -> Iterator[None]:
+    """A client that cannot be made leaves itself behind as Dask's scheduler, for all that is computed afterwards."""
+    before = dask.config.get("scheduler", None)
+    try:
+        yield
+    except BaseException:
+        dask.config.set({"scheduler": before})
+        raise
+
+
 def _join(config: ClusterConfig) -> Client:
     where = config.scheduler or config.scheduler_file
     try:
-        if config.scheduler_file:
-            if not config.scheduler_file.exists():
-                raise ConfigError(
-                    f"cluster.scheduler_file: {config.scheduler_file} does not exist; start 'dask scheduler "
-                    "--scheduler-file FILE' first, and wait for the file"
-                )
-            return Client(scheduler_file=str(config.scheduler_file), timeout=ANSWER)
-        return Client(config.scheduler, timeout=ANSWER)
+        if config.scheduler_file and not config.scheduler_file.exists():
+            raise ConfigError(
+                f"cluster.scheduler_file: {config.scheduler_file} does not exist; start 'dask scheduler "
+                "--scheduler-file FILE' first, and wait for the file"
+            )
+        with _restored():
+            if config.scheduler_file:
+                return Client(scheduler_file=str(config.scheduler_file), timeout=ANSWER)
+            return Client(config.scheduler, timeout=ANSWER)
     except (OSError, TimeoutError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
