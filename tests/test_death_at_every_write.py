@@ -185,7 +185,14 @@ COMMANDS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("before", "command"), COMMANDS, ids=[f"{command}-{before}" for before, command in COMMANDS])
+@pytest.mark.parametrize(
+    ("before", "command"),
+    [
+        # a whole run makes the writes of the others, and takes as long as all of them
+        pytest.param(*case, id=f"{case[1]}-{case[0]}", marks=[pytest.mark.long] if case[1] == "run" else [])
+        for case in COMMANDS
+    ],
+)
 def test_a_command_that_died_at_any_write_ends_in_the_undisturbed_result(stages, tmp_path, before, command):
     base, config = stages
     folder = tmp_path / "case"
