@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.config import Config
+from csst_dask.instrument.cells import sky_edges
 from csst_dask.instrument.flags import mask_table
 from csst_dask.preprocess import FrameSums, Measured, kernels
 from csst_dask.preprocess.measure import Rows, sky_of_sample
 from csst_dask.schema import Mask
 from csst_dask.store.codecs import quantisation_step, quantise
 from csst_dask.store.writer import ChipWriter
-
-BLOCK_ROWS = 83
-"""Rows that are read, masked and summed at a time: two rows of blocks, so that few sums are folded twice."""
 
 
 def read_ahead(rows: Rows, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple]]:
@@ -45,7 +43,9 @@ def read_ahead(rows: Rows, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple
 
 
 def spans_of(ny: int, kept: int | None) -> list[tuple[int, int]]:
-    """Spans of rows in which a frame is measured: sums depend on them in their last bits.
+    """Spans of rows in which a frame is measured: rows of cells of the local sky, which are two rows of blocks.
+
+    Sums depend on them in their last bits.
 
     Parameters
     ----------
@@ -54,8 +54,7 @@ def spans_of(ny: int, kept: int | None) -> list[tuple[int, int]]:
     kept : int or None
         Rows that are written together, which no span crosses; None where no pixels are kept.
     """
-    band = kept or BLOCK_ROWS
-    edges = {ny} | {y for y0 in range(0, ny, band) for y in range(y0, min(y0 + band, ny), BLOCK_ROWS)}
+    edges = set(sky_edges((ny, 1))[0].tolist()) | set(range(0, ny, kept or ny))
     return list(pairwise(sorted(edges)))
 
 
@@ -91,24 +90,26 @@ class PixelPass:
         """
         (ny, nx), sums = self.config.ingest.frame, FrameSums(self.config.ingest.frame)
         kept = writer.band_rows if writer else None
-        band = kept or BLOCK_ROWS
+        spans = spans_of(ny, kept)
         # pixels that are not stored are looked at while they are in the cache, and need no room for more
-        deep = band if writer is not None and writer.keeps_image else min(band, BLOCK_ROWS)
+        least = max(end - y for y, end in spans)
+        band = kept or least
+        deep = band if writer is not None and writer.keeps_image else least
         if self._image.shape != (deep, nx) or self._mask.shape != (band, nx):
             self._image, self._mask = np.empty((deep, nx), np.float32), np.empty((band, nx), np.uint8)
         step = 0.0
         if kept and self.config.ingest.pixels == "quantised":
             step = quantisation_step(_sky_sigma(rows, (ny, nx)))
-        for (y, end), raw in read_ahead(rows, spans_of(ny, kept)):
-            y0 = y // band * band
+        for (y, end), raw in read_ahead(rows, spans):
+            y0 = y // kept * kept if kept else y
             mask = self._mask[y - y0 : end - y0]
-            image = self._image[y - y0 : end - y0] if deep == band else self._image[: end - y]
+            image = self._image[y - y0 : end - y0] if deep == kept else self._image[: end - y]
             pixels, bits = self._decode(raw, image if kept else None, mask)
             if step:
                 quantise(image, step)
             sums.add(pixels, bits, invalid=self.invalid, y0=y)
-            if writer is not None and kept and (end % band == 0 or end == ny):
-                writer.write_pixels(y0, self._image[: end - y0] if deep == band else None, self._mask[: end - y0])
+            if writer is not None and kept and (end % kept == 0 or end == ny):
+                writer.write_pixels(y0, self._image[: end - y0] if writer.keeps_image else None, self._mask[: end - y0])
         return sums.finish()
 
     def _decode(
