@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import psutil
 import pytest
@@ -223,7 +224,7 @@ def test_a_lost_worker_leaves_a_smaller_gang(training_store, together, tmp_path,
         confine(list(client.run(os.getpid).values()), {min(os.sched_getaffinity(0))})
         client.cluster._adaptive.stop()  # nobody brings another worker
         for nanny in client.cluster.workers.values():
-            nanny.auto_restart = False
+            monkeypatch.setattr(nanny, "instantiate", AsyncMock())
 
         def strike(*_):
             ranks = ranks_of(tmp_path)
