@@ -19,6 +19,8 @@ HALO = 2
 INVALID = np.float32(np.inf)
 """Stands for a pixel that is invalid or off the frame: no peak is its neighbour, and none is brighter. NaN does so too,
 and a peak beside -inf has no light."""
+FLAT = np.float32(0.9)
+"""Four pixels of 3 x 3 are as bright as each other where the least has this share of the brightest."""
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
@@ -244,6 +246,11 @@ def _light(rows, y, x, sky):
     return np.float64(pixel) - sky if abs(pixel) < INVALID else 0.0
 
 
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", inline="always")
+def _is_bright(value, sky, noise, bright):
+    return noise > 0 and value < INVALID and np.float64(value) >= sky + bright * noise
+
+
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def _mark_maxima(here, low, marks):
     """Mark pixels of a row that reach their level, and are brighter than the one before and not less than the next.
@@ -256,8 +263,38 @@ def _mark_maxima(here, low, marks):
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _reaches(run, high):
+    """Whether a pixel reaches a level."""
+    some = np.uint8(0)
+    for k in range(run.shape[0]):
+        some = np.uint8(some | (run[k] >= high))
+    return some != 0
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def _flat_level(rows, y, x):
+    """The fourth of the 3 x 3 pixels about one by brightness, where it is `FLAT` of the first or more, else 0."""
+    first = second = third = fourth = np.float32(0)
+    for j in range(y - 1, y + 2):
+        for i in range(x - 1, x + 2):
+            value = rows[j, i]
+            if not value < INVALID:
+                continue
+            if value > first:
+                first, second, third, fourth = value, first, second, third
+            elif value > second:
+                second, third, fourth = value, second, third
+            elif value > third:
+                third, fourth = value, third
+            elif value > fourth:
+                fourth = value
+    return fourth if fourth >= FLAT * first else np.float32(0)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def search_band(
-    rows, y0, frame, edges, sky, noise, least, threshold, flux, concentration, sharpness, shape_of, peaks, tiles
+    rows, y0, frame, edges, sky, noise, least, threshold, bright, flux, concentration, sharpness, shape_of, peaks, tiles,
+    counted, high, reached,
 ):
     """Count the peaks of a band.
 
@@ -274,6 +311,8 @@ def search_band(
         Of the cells; NaN where no peak is sought.
     least, threshold : float
         A peak's pixel exceeds the sky by so many times the noise, its 3 x 3 light 3 times the noise by so many.
+    bright : float
+        Pixels that exceed the sky by so many times the noise are bright.
     flux, concentration, sharpness : (k,) float64 arrays
         Lower edges of the steps of the 3 x 3 light (in even steps of its logarithm), of 3 x 3 over 5 x 5 light, and
         of peak over 3 x 3 light.
@@ -283,6 +322,16 @@ def search_band(
         Added to.
     tiles : (ty, tx, flux, shape) uint32 array
         Added to.
+    counted : (m, 5) int32 array
+        Filled with (y, x, step of flux, of concentration, of sharpness) of the peaks of bright pixels.
+    high : float32
+    reached : (h + 4,) bool array
+        Filled: whether a pixel of the row is as bright as ``high``.
+
+    Returns
+    -------
+    int
+        Number of peaks in ``counted``.
     """
     ny, nx = frame
     n_ty, n_tx = tiles.shape[0], tiles.shape[1]
@@ -290,6 +339,7 @@ def search_band(
     concentration_per = 1 / (concentration[1] - concentration[0])
     sharpness_per = 1 / (sharpness[1] - sharpness[0])
     low, cell = np.empty(nx, np.float32), np.empty(nx, np.int32)
+    n_counted = 0
     for i in range(sky.shape[0]):
         level = np.float32(sky[i] + least * noise[i])
         low[edges[i] : edges[i + 1]] = level - abs(level) * np.float32(2e-7)  # rounding leaves no candidate out
@@ -300,6 +350,7 @@ def search_band(
         above, here, below = rows[y - 1, :], rows[y, :], rows[y + 1, :]
         ty = (y0 + y - HALO) * n_ty // ny
         _mark_maxima(here, low, marks)
+        reached[y] = _reaches(here, high)
         n = np.int64(0)  # lists are filled without branches, which could not be predicted
         for word in range(words.shape[0]):
             if words[word] != 0:
@@ -342,3 +393,43 @@ def search_band(
             p = _step((share - sharpness[0]) * sharpness_per, share, sharpness)
             peaks[f, c, p] += np.uint32(1)
             tiles[ty, x * n_tx // nx, f, shape_of[c, p]] += np.uint32(1)
+            if _is_bright(value, b, s, bright):
+                counted[n_counted, 0], counted[n_counted, 1] = y0 + y - HALO, x
+                counted[n_counted, 2], counted[n_counted, 3], counted[n_counted, 4] = f, c, p
+                n_counted += 1
+    return n_counted
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def list_bright(rows, y0, edges, sky, noise, bright, high, reached, places, values):
+    """List the bright pixels of a band that are as bright as ``high``.
+
+    Parameters
+    ----------
+    rows, y0, edges, sky, noise, bright, high, reached
+        As for `search_band`, which has filled the last.
+    places : (n, 2) int32 array
+        Filled with (y, x) on the frame.
+    values : (n, 2) float32 array
+        Filled with the pixel, and the level on which it lies, `_flat_level`.
+
+    Returns
+    -------
+    int
+        Their number; beyond the room there is it says how much is needed.
+    """
+    n, nx = 0, rows.shape[1]
+    for y in range(HALO, rows.shape[0] - HALO):
+        if not reached[y]:
+            continue
+        for i in range(sky.shape[0]):
+            if not _reaches(rows[y, edges[i] : edges[i + 1]], high):
+                continue
+            for x in range(max(edges[i], 1), min(edges[i + 1], nx - 1)):
+                value = rows[y, x]
+                if value >= high and _is_bright(value, sky[i], noise[i], bright):
+                    if n < places.shape[0]:
+                        places[n, 0], places[n, 1] = y0 + y - HALO, x
+                        values[n, 0], values[n, 1] = value, _flat_level(rows, y, x)
+                    n += 1
+    return n

@@ -2,7 +2,8 @@
 
 A peak is a valid pixel, all of whose 8 neighbours are on the frame, valid and not brighter (of equals the first in
 (y, x)). It exceeds the local sky by more than `LEAST` times the local noise, and its 3 x 3 light exceeds three times
-that noise by more than `THRESHOLD` times. Rows of cells, bands, are searched as soon as the ones beside them have been
+that noise by more than `THRESHOLD` times. Saturated stars are areas that carry the flag, or plateaus at the top of
+the range where no pixel does. Rows of cells, bands, are searched as soon as the ones beside them have been
 read, whatever the order in which pixels come.
 """
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from csst_dask.instrument.cells import amplifier_cells, sky_edges
 from csst_dask.preprocess import peak_kernels as kernels
-from csst_dask.preprocess.saturated import count_areas
+from csst_dask.preprocess.saturated import Bright, count_areas
 from csst_dask.schema import (
     CONCENTRATION,
     FLUX,
@@ -32,6 +33,8 @@ LEAST = 3.0
 """A peak's pixel exceeds the local sky by more than this many times the local noise."""
 THRESHOLD = 5.0
 """Its 3 x 3 light exceeds three times the local noise by more than this many."""
+BRIGHT = 200.0
+"""Where no pixel carries the saturated flag, pixels that exceed the sky by so many times the noise may be saturated."""
 LIGHT = 10.0**FLUX
 """Lower edges of the steps of 3 x 3 light, in the unit of the pixels."""
 CELL_SAMPLE = 512
@@ -79,6 +82,7 @@ class PeakSearch:
         self.tiles = np.zeros((TILES, TILES, FLUX.size, SHAPES.size), np.uint32)
         self.runs: list[NDArray[np.int32]] = []
         """Runs of saturated pixels: rows of (y, first x, one past the last)."""
+        self.bright = Bright(self.shape)
         self._missing = np.diff(self.edges_y) * self.shape[1]
         self._searched = np.zeros(self.cells[0], bool)
         self._bands: dict[int, _Band] = {}
@@ -142,6 +146,7 @@ class PeakSearch:
     def merge(self, other: PeakSearch) -> None:
         """Add what another search has seen of other parts of the same frame."""
         self.runs += other.runs
+        self.bright.merge(other.bright)
         self.peaks += other.peaks
         self.tiles += other.tiles
         for here, there in ((self.levels, other.levels), (self.smooth, other.smooth)):
@@ -162,11 +167,17 @@ class PeakSearch:
 
     def finish(self) -> Peaks:
         """Counts of what has been added; bands of which pixels are missing hold no peak."""
-        limit = np.iinfo(np.uint16).max
+        limit, peaks, tiles, runs = np.iinfo(np.uint16).max, self.peaks.copy(), self.tiles.copy(), self.runs
+        if not runs:
+            runs, counted = self.bright.plateaus()
+            y, x, f, c, p = counted.T
+            np.subtract.at(peaks, (f, c, p), np.uint32(1))
+            place = y.astype(np.int64) * TILES // self.shape[0], x.astype(np.int64) * TILES // self.shape[1]
+            np.subtract.at(tiles, (*place, f, SHAPE_OF[c, p]), np.uint32(1))
         return Peaks(
-            self.peaks.copy(),
-            np.minimum(self.tiles, limit).astype(np.uint16),
-            count_areas(self.runs, self.shape, SIZES),
+            peaks,
+            np.minimum(tiles, limit).astype(np.uint16),
+            count_areas(runs, self.shape, SIZES),
             self.smooth[0].astype(np.float32),
             self.smooth[1].astype(np.float32),
         )
@@ -179,6 +190,26 @@ class PeakSearch:
             kernels.flagged_runs(flags, bit, y0, x0, room)
         if n:
             self.runs.append(room[:n].copy())
+
+    def _bright_level(self, sky: NDArray[np.float64], noise: NDArray[np.float64]) -> np.float32:
+        """What bright pixels of a band that may lie at the top of the range reach; infinity where flags tell."""
+        known = noise > 0
+        if self.runs or not known.any():
+            return kernels.INVALID
+        least = float((sky + BRIGHT * noise)[known].min())
+        return np.float32(max(least - 2e-7 * abs(least), self.bright.least))
+
+    def _note_bright(
+        self, rows: NDArray, y0: int, sky: NDArray, noise: NDArray, high: np.float32, reached: NDArray[np.bool_]
+    ) -> None:
+        room = 4096
+        while reached[kernels.HALO : -kernels.HALO].any():
+            places, values = np.empty((room, 2), np.int32), np.empty((room, 2), np.float32)
+            n = kernels.list_bright(rows, y0, self.edges_x, sky, noise, BRIGHT, high, reached, places, values)
+            if n <= room:
+                self.bright.add(places[:n], values[:n])
+                return
+            room = n
 
     def _band(self, band: int) -> _Band:
         if band not in self._bands:
@@ -228,10 +259,16 @@ class PeakSearch:
     def _search(self, band: int) -> None:
         self.smoothen(band)
         found = self._bands.pop(band)
-        kernels.search_band(
-            found.rows, int(self.edges_y[band]), self.shape, self.edges_x, self.smooth[0, band], self.smooth[1, band],
-            self.least, self.threshold, LIGHT, CONCENTRATION, SHARPNESS, SHAPE_OF, self.peaks, self.tiles,
+        sky, noise = self.smooth[:, band]
+        where, steps = (found.rows, int(self.edges_y[band])), (LIGHT, CONCENTRATION, SHARPNESS, SHAPE_OF)
+        high, reached = self._bright_level(sky, noise), np.empty(len(found.rows), np.bool_)
+        counted = np.empty((found.rows.size // 4, 5), np.int32)  # no two peaks are neighbours
+        n = kernels.search_band(
+            *where, self.shape, self.edges_x, sky, noise, self.least, self.threshold, BRIGHT, *steps, self.peaks,
+            self.tiles, counted, high, reached,
         )  # fmt: skip
+        self.bright.count(counted[:n].copy())
+        self._note_bright(*where, sky, noise, high, reached)
         self._searched[band] = True
         base: Any = found.rows.base
         self._spare.append(found.rows if base is None else base)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csst_dask.preprocess.peaks import LIGHT, PeakSearch
+from csst_dask.preprocess.peak_kernels import FLAT
+from csst_dask.preprocess.peaks import BRIGHT, LIGHT, PeakSearch
 from csst_dask.schema import CONCENTRATION, FLUX, SHAPE_OF, SHAPES, SHARPNESS, TILES
 
 BANDS = 8
@@ -69,6 +70,8 @@ def _search_bands(pixels: Tensor, found: PeakSearch, first: int, stop: int) -> N
     sky, noise = (_send(part, device) for part in found.smooth)
     low = (sky + found.least * noise).float()
     low -= low.abs() * 2e-7
+    high = (sky + BRIGHT * noise).float()
+    high -= high.abs() * 2e-7
     mark = (here >= low[row][:, column]) & (here < torch.inf)
     for neighbours, later in ((BEFORE, False), (AFTER, True)):
         for dy, dx in neighbours:
@@ -88,7 +91,7 @@ def _search_bands(pixels: Tensor, found: PeakSearch, first: int, stop: int) -> N
         near = pixels[y0 + 2 + y + dy, 2 + x + dx]
         outer += torch.where(near < torch.inf, near.double() - b, 0.0)
     keep = inner > 3 * found.threshold * s
-    y, x, value, b, inner, outer = y[keep], x[keep], value[keep], b[keep], inner[keep], outer[keep]
+    y, x, value, b, s, inner, outer = y[keep], x[keep], value[keep], b[keep], s[keep], inner[keep], outer[keep]
     f = _steps(inner, LIGHT)
     c = _steps(torch.where(outer > 0, inner / outer, torch.inf), CONCENTRATION)
     p = _steps((value - b) / inner, SHARPNESS)
@@ -97,6 +100,20 @@ def _search_bands(pixels: Tensor, found: PeakSearch, first: int, stop: int) -> N
     found.peaks += _count(place, found.peaks.shape)
     tile = ((y0 + y) * TILES // ny) * TILES + x * TILES // nx
     found.tiles += _count((tile * FLUX.size + f) * SHAPES.size + shape, found.tiles.shape)
+    bright = (s > 0) & (value >= b + BRIGHT * s)
+    counted = torch.stack([y0 + y, x, f, c, p], 1)[bright]
+    y, x = ((here >= high[row][:, column]) & (here < torch.inf)).nonzero(as_tuple=True)
+    b, s, value = sky[row[y], column[x]], noise[row[y], column[x]], here[y, x].double()
+    keep = (s > 0) & (value >= b + BRIGHT * s) & (x > 0) & (x < nx - 1)
+    y, x = y[keep], x[keep]
+    near = torch.stack([pixels[y0 + 1 + y + j, 1 + x + i] for j in range(1, 4) for i in range(1, 4)])
+    near = torch.where(near < torch.inf, near, 0.0).clamp_min(0).sort(0, descending=True).values
+    level = torch.where(near[3] >= FLAT * near[0], near[3], 0.0)
+    found.bright.add(
+        torch.stack([y0 + y, x], 1).cpu().numpy().astype(np.int32),
+        torch.stack([here[y, x], level], 1).cpu().numpy(),
+    )
+    found.bright.count(counted.cpu().numpy().astype(np.int32))
 
 
 def _send(array: NDArray, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Saturated stars: connected areas of pixels that carry the saturated flag."""
+"""Saturated stars: connected areas of pixels that carry the saturated flag; or that lie at the top of the range."""
 
 from __future__ import annotations
 
@@ -12,6 +12,73 @@ from csst_dask.schema import TILES
 
 LEAST_AREA = 4
 """Pixels of the smallest area that is a star."""
+PLATEAU = np.float32(0.95)
+"""Pixels from this share of the top of the range on are saturated where no flag tells."""
+LEAST_PLATEAUS = 8
+"""So many pixels in areas at the top make it one: four may be one star that lies between them."""
+
+
+class Bright:
+    """Bright pixels of a frame, and what of them lies at the top of its range.
+
+    The top is the highest level on which four pixels of 3 x 3 lie, which neither a star's core nor a cosmic ray has.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Frame shape (y, x), pixel.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        self.shape, self.top = shape, np.float32(0)
+        self.places = np.empty((0, 2), np.int32)
+        self.values = np.empty((0, 2), np.float32)
+        self.counted = np.empty((0, 5), np.int32)
+
+    @property
+    def least(self) -> float:
+        """What pixels at the top reach, as far as is known."""
+        return float(PLATEAU * self.top)
+
+    def add(self, places: NDArray[np.int32], values: NDArray[np.float32]) -> None:
+        """Add what `peak_kernels.list_bright` fills; what lies below the top is forgotten."""
+        self._rise(np.float32(values[:, 1].max(initial=0)))
+        keep = values[:, 0] >= PLATEAU * self.top
+        self.places = np.concatenate([self.places, places[keep]])
+        self.values = np.concatenate([self.values, values[keep]])
+
+    def count(self, counted: NDArray[np.int32]) -> None:
+        """Note peaks of bright pixels, as `peak_kernels.search_band` lists them."""
+        self.counted = np.concatenate([self.counted, counted])
+
+    def merge(self, other: Bright) -> None:
+        """Add what another part of the frame holds."""
+        self._rise(other.top)
+        self.add(other.places, other.values)
+        self.count(other.counted)
+
+    def _rise(self, top: np.float32) -> None:
+        if top > self.top:
+            self.top = top
+            keep = self.values[:, 0] >= PLATEAU * top
+            self.places, self.values = self.places[keep], self.values[keep]
+
+    def plateaus(self) -> tuple[list[NDArray[np.int32]], NDArray[np.int32]]:
+        """Runs of pixels at the top of the range, as `count_areas` takes them, and the peaks that lie on them."""
+        none: list[NDArray[np.int32]] = []
+        if not self.top > 0:
+            return none, self.counted[:0]
+        order = np.lexsort((self.places[:, 1], self.places[:, 0]))
+        (y, x), level = self.places[order].T, self.values[order, 1]
+        runs = np.ascontiguousarray(np.column_stack([y, x, x + 1]).astype(np.int32))
+        first = _join(runs)
+        flat = np.bincount(first, level >= PLATEAU * self.top, len(runs)) > 0  # a cosmic ray may be brighter
+        large = ((np.bincount(first, minlength=len(runs)) >= LEAST_AREA) & flat)[first]
+        if large.sum() < LEAST_PLATEAUS:
+            return none, self.counted[:0]
+        on = np.unique(y[large].astype(np.int64) * self.shape[1] + x[large])
+        place = self.counted[:, 0].astype(np.int64) * self.shape[1] + self.counted[:, 1]
+        return [runs[large]], self.counted[np.isin(place, on)]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
