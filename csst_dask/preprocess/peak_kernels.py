@@ -293,8 +293,24 @@ def _flat_level(rows, y, x):
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def search_band(
-    rows, y0, frame, edges, sky, noise, least, threshold, bright, flux, concentration, sharpness, shape_of, peaks, tiles,
-    counted, high, reached,
+    rows,
+    y0,
+    frame,
+    edges,
+    sky,
+    noise,
+    least,
+    threshold,
+    bright,
+    flux,
+    concentration,
+    sharpness,
+    shape_of,
+    peaks,
+    tiles,
+    counted,
+    high,
+    reached,
 ):
     """Count the peaks of a band.
 

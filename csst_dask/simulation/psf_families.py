@@ -1,4 +1,4 @@
-"""Point spread functions of other families than the telescope's own: Moffat profiles and sums of Gaussians.
+"""Point spread functions of other families: Moffat profiles, sums of Gaussians, aberrated pupils with jitter.
 
 All have a halo, may be elliptical, and are tabulated as `csst_dask.simulation.psf` tabulates its own.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from csst_dask.simulation.mixture import fit_mixture
 from csst_dask.simulation.psf import PHASES, PSF, STAMP_RADII, WING_RADIUS, bin_phases
+from csst_dask.simulation.psf_pupil import ABERRATIONS, airy_scale, airy_wing, pupil_image
 
-Family = Literal["telescope", "moffat", "gaussians"]
-FAMILIES: tuple[Family, ...] = ("telescope", "moffat", "gaussians")
+Family = Literal["telescope", "moffat", "gaussians", "pupil"]
+FAMILIES: tuple[Family, ...] = ("telescope", "moffat", "gaussians", "pupil")
 """``telescope`` is the core of `csst_dask.simulation.psf`: a Gaussian and another one twice as wide."""
 HALO_BETA, HALO_RADIUS = 1.5, 6.0
 """Moffat exponent of the halo, and its core radius, pixel."""
@@ -40,7 +42,9 @@ class Shape:
     wide: tuple[float, float] = (0.15, 2.0)
     """Share of the wider Gaussian in the core, and its width against the narrow one's."""
     ellipticity: tuple[float, float] = (0.0, 0.0)
-    """(a - b) / (a + b) along x and along the diagonal."""
+    """(a - b) / (a + b) along x and along the diagonal; of a pupil half its astigmatism in wavelengths."""
+    aberrations: tuple[float, ...] = (0.0,) * ABERRATIONS
+    """Of a pupil, as `csst_dask.simulation.psf_pupil.pupil_image` takes them."""
 
 
 def _moffat(square: NDArray, radius: float, beta: float) -> NDArray[np.float64]:
@@ -92,6 +96,8 @@ def family_psf(shape: Shape) -> PSF:
     """
     size = 2 * STAMP_RADII[-1] + 1
     cells = PHASES * (size + 1) + 1
+    if shape.family == "pupil":
+        return _pupil_psf(shape, size, cells)
     axis = (np.arange(cells) - cells // 2) / PHASES
     e1, e2 = shape.ellipticity
     norm = 1 / (1 - e1 * e1 - e2 * e2)
@@ -104,6 +110,30 @@ def family_psf(shape: Shape) -> PSF:
     bin_phases(fine, size, stamps)
     wings = brightness(shape, (np.arange(2 * WING_RADIUS + 2) / 2) ** 2).astype(np.float32)
     return PSF(stamps, wings, float(stamps.max()), _mixture(shape), shape.fwhm)
+
+
+def _pupil_psf(shape: Shape, size: int, cells: int) -> PSF:
+    astigmatism = 0.0, 2 * shape.ellipticity[0], 2 * shape.ellipticity[1]
+    aberrations = tuple(a + b for a, b in zip_longest(shape.aberrations, astigmatism, fillvalue=0.0))
+    axis = (np.arange(cells) - cells // 2) / PHASES
+    square = axis[:, None] ** 2 + axis**2
+    halo = shape.halo * _moffat(square, HALO_RADIUS, HALO_BETA)
+    image = (1 - shape.halo) * pupil_image(shape.fwhm, aberrations, cells, PHASES)
+    stamps = np.empty((PHASES, PHASES, size, size), np.float32)
+    bin_phases((image + halo) / PHASES**2, size, stamps)
+    radius = np.maximum(np.arange(2 * WING_RADIUS + 2) / 2, 1.0)
+    wings = (1 - shape.halo) * airy_wing(radius, shape.fwhm) + shape.halo * _moffat(radius**2, HALO_RADIUS, HALO_BETA)
+    # the light within each radius, of the image as far as it goes and of the wings beyond
+    edges = np.minimum(_RADII, cells // 2 / PHASES)
+    order = np.argsort(square, axis=None)
+    light = np.append(0, np.cumsum(image.ravel()[order])) / PHASES**2
+    within = light[np.searchsorted(square.ravel()[order], edges**2, "right")]
+    within += (1 - shape.halo) * 2 * airy_scale(shape.fwhm) / np.pi**2 * (1 / edges - 1 / _RADII)
+    tail = shape.halo * (1 - (1 + (_RADII / HALO_RADIUS) ** 2) ** (1 - HALO_BETA))
+    sigmas = np.append(_CORE_SIGMAS * shape.fwhm / 2.354820045, _HALO_SIGMAS[1:])
+    return PSF(
+        stamps, wings.astype(np.float32), float(stamps.max()), fit_mixture(_RADII, within + tail, sigmas), shape.fwhm
+    )
 
 
 def _mixture(shape: Shape) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
 from csst_dask.simulation.physics import Optics, SkyPhysics
 from csst_dask.simulation.psf import gaussian_fwhm
 from csst_dask.simulation.psf_families import FAMILIES, Shape
+from csst_dask.simulation.psf_pupil import ABERRATIONS
 from csst_dask.simulation.star_law import StarLaw, draw_star_law
 
 EXPTIME = (30.0, 300.0)
@@ -26,6 +27,8 @@ HALO = (0.005, 0.04)
 GALAXIES = (0.2, 4.0)
 """Number against the mean sky."""
 SIZES = (0.6, 1.6)
+ABERRATED = 0.06
+"""Largest root mean square of an aberration, wavelengths."""
 JITTER = 0.1225
 """Of the nominal PSF, arcsec."""
 _LAWS, _CHIP = 101, 102
@@ -50,6 +53,8 @@ class Laws:
     beta: float
     wide: tuple[float, float]
     ellipticity: tuple[float, float]
+    aberrations: tuple[float, ...]
+    """Of a pupil, each root mean square in wavelengths."""
     change: tuple[float, float, float]
     """What the width and the two ellipticities change by over half a frame along x and y; all 0 for one PSF."""
     resampled: tuple[float, float]
@@ -131,6 +136,7 @@ def draw_laws(seed: int, index: int, crowded: bool = False) -> Laws:
         beta=float(rng.uniform(2.2, 5.0)),
         wide=(float(rng.uniform(0.05, 0.4)), float(rng.uniform(1.5, 3.0))),
         ellipticity=(float(e * np.cos(angle)), float(e * np.sin(angle))),
+        aberrations=tuple((rng.uniform(0, ABERRATED) * rng.standard_normal(ABERRATIONS)).tolist()),
         change=(
             varies * float(rng.uniform(-0.15, 0.15)), varies * float(rng.uniform(-0.05, 0.05)),
             varies * float(rng.uniform(-0.05, 0.05)),
@@ -191,7 +197,7 @@ def psf_shapes(laws: Laws, band: str) -> tuple[Shape, ...]:
     """
     nominal = gaussian_fwhm(BAND_TABLE[band].wavelength, JITTER) / PIXEL_SCALE
     middle = Shape(
-        FAMILIES[laws.family], nominal * laws.width, laws.halo, laws.beta, laws.wide, laws.ellipticity
+        FAMILIES[laws.family], nominal * laws.width, laws.halo, laws.beta, laws.wide, laws.ellipticity, laws.aberrations
     )  # fmt: skip
     if not any(laws.change):
         return (middle,)
