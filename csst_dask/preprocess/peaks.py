@@ -3,7 +3,7 @@
 A peak is a valid pixel, all of whose 8 neighbours are on the frame, valid and not brighter (of equals the first in
 (y, x)). It exceeds the local sky by more than `LEAST` times the local noise, and its 3 x 3 light exceeds three times
 that noise by more than `THRESHOLD` times. Saturated stars are areas that carry the flag, or plateaus at the top of
-the range where no pixel does. Rows of cells, bands, are searched as soon as the ones beside them have been
+the range where no pixel carries it. Rows of cells, bands, are searched as soon as the ones beside them have been
 read, whatever the order in which pixels come.
 """
 
@@ -34,7 +34,7 @@ LEAST = 3.0
 THRESHOLD = 5.0
 """Its 3 x 3 light exceeds three times the local noise by more than this many."""
 BRIGHT = 200.0
-"""Where no pixel carries the saturated flag, pixels that exceed the sky by so many times the noise may be saturated."""
+"""Where no flag tells what is saturated, pixels that exceed the sky by so many times the noise may be saturated."""
 LIGHT = 10.0**FLUX
 """Lower edges of the steps of 3 x 3 light, in the unit of the pixels."""
 CELL_SAMPLE = 512
@@ -192,10 +192,10 @@ class PeakSearch:
             self.runs.append(room[:n].copy())
 
     def _bright_level(self, sky: NDArray[np.float64], noise: NDArray[np.float64]) -> np.float32:
-        """What bright pixels of a band that may lie at the top of the range reach; infinity where flags tell."""
+        """What bright pixels of a band that may lie at the top of the range reach; NaN where flags tell."""
         known = noise > 0
         if self.runs or not known.any():
-            return kernels.INVALID
+            return np.float32(np.nan)
         least = float((sky + BRIGHT * noise)[known].min())
         return np.float32(max(least - 2e-7 * abs(least), self.bright.least))
 

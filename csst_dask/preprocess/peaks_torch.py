@@ -52,12 +52,12 @@ def search_frame(image: Tensor, good: Tensor, saturated: Tensor | None) -> PeakS
         found.measure(band, sample.permute(1, 0, 2).reshape(found.cells[1], -1).cpu().numpy())
     for band in range(found.cells[0]):
         found.smoothen(band)
-    for first in range(0, found.cells[0], BANDS):
-        _search_bands(pixels, found, first, min(first + BANDS, found.cells[0]))
     if saturated is not None:
         places = saturated.nonzero().cpu().numpy().astype(np.int32)
         if len(places):
             found.runs.append(np.column_stack([places, places[:, 1] + 1]))
+    for first in range(0, found.cells[0], BANDS):
+        _search_bands(pixels, found, first, min(first + BANDS, found.cells[0]))
     return found
 
 
@@ -102,18 +102,24 @@ def _search_bands(pixels: Tensor, found: PeakSearch, first: int, stop: int) -> N
     found.tiles += _count((tile * FLUX.size + f) * SHAPES.size + shape, found.tiles.shape)
     bright = (s > 0) & (value >= b + BRIGHT * s)
     counted = torch.stack([y0 + y, x, f, c, p], 1)[bright]
-    y, x = ((here >= high[row][:, column]) & (here < torch.inf)).nonzero(as_tuple=True)
-    b, s, value = sky[row[y], column[x]], noise[row[y], column[x]], here[y, x].double()
-    keep = (s > 0) & (value >= b + BRIGHT * s) & (x > 0) & (x < nx - 1)
+    found.bright.count(counted.cpu().numpy().astype(np.int32))
+    if not found.runs:
+        bright_here = (here >= high[row][:, column]) & (here < torch.inf)
+        _list_bright(pixels, found, y0, bright_here, sky[row], noise[row], column)
+
+
+def _list_bright(
+    pixels: Tensor, found: PeakSearch, y0: int, bright: Tensor, sky: Tensor, noise: Tensor, column: Tensor
+) -> None:
+    y, x = bright.nonzero(as_tuple=True)
+    b, s, value = sky[y, column[x]], noise[y, column[x]], pixels[y0 + 2 + y, 2 + x].double()
+    keep = (s > 0) & (value >= b + BRIGHT * s) & (x > 0) & (x < found.shape[1] - 1)
     y, x = y[keep], x[keep]
     near = torch.stack([pixels[y0 + 1 + y + j, 1 + x + i] for j in range(1, 4) for i in range(1, 4)])
     near = torch.where(near < torch.inf, near, 0.0).clamp_min(0).sort(0, descending=True).values
-    level = torch.where(near[3] >= FLAT * near[0], near[3], 0.0)
-    found.bright.add(
-        torch.stack([y0 + y, x], 1).cpu().numpy().astype(np.int32),
-        torch.stack([here[y, x], level], 1).cpu().numpy(),
-    )
-    found.bright.count(counted.cpu().numpy().astype(np.int32))
+    level = torch.where(near[3] >= float(FLAT) * near[0], near[3], 0.0)
+    values = torch.stack([pixels[y0 + 2 + y, 2 + x], level], 1)
+    found.bright.add(torch.stack([y0 + y, x], 1).cpu().numpy().astype(np.int32), values.cpu().numpy())
 
 
 def _send(array: NDArray, device: torch.device) -> Tensor:
