@@ -27,7 +27,7 @@ HALO = (0.005, 0.04)
 GALAXIES = (0.2, 4.0)
 """Number against the mean sky."""
 SIZES = (0.6, 1.6)
-ABERRATED = 0.06
+ABERRATED = 0.025
 """Largest root mean square of an aberration, wavelengths."""
 JITTER = 0.1225
 """Of the nominal PSF, arcsec."""
