@@ -22,6 +22,8 @@ FAMILIES: tuple[Family, ...] = ("telescope", "moffat", "gaussians", "pupil")
 """``telescope`` is the core of `csst_dask.simulation.psf`: a Gaussian and another one twice as wide."""
 HALO_BETA, HALO_RADIUS = 1.5, 6.0
 """Moffat exponent of the halo, and its core radius, pixel."""
+ASTIGMATISM = 0.4
+"""Root mean square in wavelengths that stands for an ellipticity of 1 where a pupil makes the image."""
 _RADII = np.geomspace(0.05, 300, 160)
 _CORE_SIGMAS = np.array([0.85, 1.5, 2.9, 6.5])
 """Of the Gaussians that stand for a Moffat core, against its sigma; few, since every galaxy is drawn with each."""
@@ -42,7 +44,7 @@ class Shape:
     wide: tuple[float, float] = (0.15, 2.0)
     """Share of the wider Gaussian in the core, and its width against the narrow one's."""
     ellipticity: tuple[float, float] = (0.0, 0.0)
-    """(a - b) / (a + b) along x and along the diagonal; of a pupil half its astigmatism in wavelengths."""
+    """(a - b) / (a + b) along x and along the diagonal; of a pupil its astigmatism over `ASTIGMATISM`."""
     aberrations: tuple[float, ...] = (0.0,) * ABERRATIONS
     """Of a pupil, as `csst_dask.simulation.psf_pupil.pupil_image` takes them."""
 
@@ -113,7 +115,7 @@ def family_psf(shape: Shape) -> PSF:
 
 
 def _pupil_psf(shape: Shape, size: int, cells: int) -> PSF:
-    astigmatism = 0.0, 2 * shape.ellipticity[0], 2 * shape.ellipticity[1]
+    astigmatism = 0.0, ASTIGMATISM * shape.ellipticity[0], ASTIGMATISM * shape.ellipticity[1]
     aberrations = tuple(a + b for a, b in zip_longest(shape.aberrations, astigmatism, fillvalue=0.0))
     axis = (np.arange(cells) - cells // 2) / PHASES
     square = axis[:, None] ** 2 + axis**2
