@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from csst_dask.api import simulate, train
     from csst_dask.config import Config, load_config
     from csst_dask.errors import ConfigError
-    from csst_dask.inference.direct import direct_counts
     from csst_dask.maps import open_map
     from csst_dask.preprocess import measure_image
+    from csst_dask.preprocess.direct import direct_counts
     from csst_dask.runners.cluster import connect
     from csst_dask.survey import Survey
 
@@ -29,7 +29,7 @@ _PLACES = {
     "ConfigError": "errors",
     "Survey": "survey",
     "connect": "runners.cluster",
-    "direct_counts": "inference.direct",
+    "direct_counts": "preprocess.direct",
     "load_config": "config",
     "measure_image": "preprocess",
     "open_map": "maps",

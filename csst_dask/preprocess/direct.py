@@ -17,33 +17,26 @@ from csst_dask.errors import ConfigError
 from csst_dask.instrument import BAND_TABLE
 from csst_dask.preprocess.measure import Measured
 from csst_dask.preprocess.peaks import LIGHT, THRESHOLD
+from csst_dask.preprocess.stellar_locus import star_sharpness, stellar_locus
 from csst_dask.schema import BRIGHT_LIMIT, CONCENTRATION, FLUX, MAGNITUDES, SHAPE_OF, SHAPES, SHARPNESS, TILES
 
-LOCUS = {"NUV": 0.87, "u": 0.845, "g": 0.83, "r": 0.82, "i": 0.79, "z": 0.76, "y": 0.75}
-"""Where the stellar locus of a band is expected."""
-LOCUS_SPREAD = 0.06
-"""Standard deviation of the locus from chip to chip."""
-LOCUS_WEIGHT = 4.0
-"""Stars that the expectation is worth."""
-LOCUS_WIDTH = 0.02
-"""Standard deviation of bright stars about the locus of their chip, for where they lie on the pixels."""
+SHARP_EXCESS, SHARP_NOISE = 0.03, 1.5
+"""Stars are sharper than those of the locus by less than this and so many standard deviations of noise; what is sharper
+yet is a hot pixel or a cosmic ray."""
+ENCIRCLED = (-1.836, 3.358, -0.608)
+"""Share of a star's light within 5 x 5 pixels by powers of the locus, the highest first."""
 WINDOW = 0.08
 """Least half width below the locus within which peaks are stars."""
 GALAXIES = 0.12
 """Compact galaxies within the window, in units of those in a window of the same width below it."""
-BRIGHT = ((17.5, 21.5), (17.5, 22.5), (17.0, 23.3))
-"""Ranges of magnitude in which the locus is sought, until one holds `LOCUS_LEAST` peaks."""
-LOCUS_LEAST = 8
-ENCIRCLED = 0.91
-"""Share of a star's light within 5 x 5 pixels."""
-SHARPEST = 0.56
-"""Peaks with more of their 3 x 3 light in one pixel are hot pixels and cosmic rays,"""
 EXCESS = 0.08
-"""as are those that are more concentrated than stars by this and by what noise does."""
+"""Hot pixels and cosmic rays are more concentrated than stars by this and by what noise does."""
 HALF_SATURATED = 0.5
 """Standard deviation of the number of stars with one to three saturated pixels, in units of those with more."""
-BLEND_AREA = 69.0
-"""Pixels about a star in which no peak of a fainter one counts as a star."""
+BLEND_AREA = 19.0
+"""Area about a star in which no peak of a fainter one counts as a star, in squares of the width of stars."""
+WIDTH = (7.4, -6.8)
+"""FWHM of stars, pixel, by their concentration: the first, and the second times that."""
 SCATTERED = 0.02
 """Share of a block up to which its invalid pixels are scattered ones, cosmic rays and hot pixels,"""
 REACH = 8.0
@@ -114,18 +107,20 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
         return DirectCounts(nothing, nothing.copy(), np.full((TILES, TILES), np.nan), float("nan"))
     pixels = measured.n_valid / share
     peaks = measured.peaks.astype(np.float64)
-    locus, scatter = stellar_locus(peaks, zero, band)
+    locus, scatter = stellar_locus(peaks, noise, band)
     middle = LIGHT * 10**0.05
+    encircled = float(np.polyval(ENCIRCLED, min(locus, 0.9)))
     seen, galaxies = _stars(peaks, middle, locus, scatter, noise)
     complete = ndtr((middle - 3 * THRESHOLD * noise) / (3 * noise))
     counted = complete > LEAST_COMPLETE
     whole = np.where(counted, seen / np.maximum(complete, LEAST_COMPLETE), 0.0)
-    edges = zero - 2.5 * (FLUX - np.log10(locus * ENCIRCLED))
+    edges = zero - 2.5 * (FLUX - np.log10(locus * encircled))
     limits = np.array(MAGNITUDES)
     saturated = float(measured.saturated.sum())
     found = np.interp(limits, edges[::-1], np.cumsum(whole[::-1])) + saturated
     single = found / max(open_share, 0.1 * share)
-    counts = single * np.exp(BLEND_AREA * single / pixels)
+    area = BLEND_AREA * (WIDTH[0] + WIDTH[1] * locus) ** 2
+    counts = single * np.exp(area * single / pixels)
     hidden = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, whole * (1 / complete - 1), 0)[::-1]))
     removed = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, galaxies, 0)[::-1]))
     error = np.sqrt(
@@ -151,45 +146,13 @@ def _typical(noise: NDArray) -> float:
     return float(np.median(good)) if good.size else float("nan")
 
 
-def stellar_locus(peaks: NDArray[np.float64], zero_point: float, band: str) -> tuple[float, float]:
-    """Concentration of the stars of a chip, and their scatter about it.
-
-    Parameters
-    ----------
-    peaks : (flux, concentration, sharpness) array
-    zero_point : float
-        AB magnitude of 1 e-/s.
-    band : str
-
-    Returns
-    -------
-    locus, scatter : float
-        The most likely of the concentrations of bright peaks, given where the band's locus is expected.
-    """
-    magnitude = zero_point - 2.5 * (FLUX + 0.05)
-    at = CONCENTRATION + 0.01
-    bright = peaks[:, :, SHARPNESS < SHARPEST].sum(2)
-    for first, last in BRIGHT:
-        number = bright[(magnitude > first) & (magnitude < last)].sum(0)
-        if number.sum() >= LOCUS_LEAST:
-            break
-    expected = np.exp(-0.5 * ((at - LOCUS[band]) / LOCUS_SPREAD) ** 2)
-    near = np.exp(-0.5 * ((at[:, None] - at) / LOCUS_WIDTH) ** 2)
-    likely = (near @ number + LOCUS_WEIGHT * 0.02 * near.sum(1).mean() * expected) * (expected + 0.002)
-    mode = at[np.argmax(likely)]
-    weight = number * (np.abs(at - mode) < 3.5 * LOCUS_WIDTH)
-    total = weight.sum() + LOCUS_WEIGHT
-    locus = (weight @ at + LOCUS_WEIGHT * mode) / total
-    scatter = np.sqrt((weight @ (at - locus) ** 2 + LOCUS_WEIGHT * LOCUS_WIDTH**2) / total)
-    return float(locus), float(scatter)
-
-
 def _stars(
     peaks: NDArray[np.float64], light: NDArray[np.floating], locus: float, scatter: float, noise: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Peaks that are stars, less compact galaxies, and the latter: by step of flux."""
     spread = np.hypot(scatter, 4 * locus**2 * noise / light)
-    shown = peaks[:, :, SHARPNESS < SHARPEST].sum(2)
+    sharpest = float(star_sharpness(np.array(locus))) + SHARP_EXCESS + SHARP_NOISE * noise / light
+    shown = (peaks * (sharpest[:, None] > SHARPNESS)[:, None]).sum(2)
     shown = shown * (locus + EXCESS + 3 * spread[:, None] > CONCENTRATION + 0.01)
 
     def above(least: float) -> NDArray[np.float64]:

@@ -1,0 +1,85 @@
+"""The stellar locus: the concentration that all stars of a chip share, whatever the point spread function."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csst_dask.preprocess.peaks import LIGHT
+from csst_dask.schema import CONCENTRATION, FLUX, SHARPNESS
+
+LOCUS = {"NUV": 0.87, "u": 0.845, "g": 0.83, "r": 0.82, "i": 0.79, "z": 0.76, "y": 0.75}
+"""Where the stellar locus of a band is expected."""
+LOCUS_SPREAD = 0.09
+"""Standard deviation of the locus from one instrument to another."""
+LOCUS_WIDTH = 0.02
+"""Standard deviation of bright stars about the locus of their chip, for where they lie on the pixels."""
+LOCI = (0.50, 0.925, 0.005)
+"""First, end and step of the loci that are tried: those of images 0.7 to 1.6 times as wide as the telescope's."""
+SHARES, SPURIOUS = np.linspace(0.02, 0.98, 13), (0.02, 0.1, 0.3, 0.6, 0.9)
+"""Of stars among bright peaks, and of hot pixels and cosmic rays among the others, that are tried."""
+STRAY = 0.02
+"""Share of peaks that are none of these."""
+LOCUS_PEAKS = 200.0
+"""The locus is sought with the light of so many peaks at most: more do not make a wrong model of galaxies right."""
+BRIGHT_LIGHT = 50.0
+"""Light, in units of the noise of a pixel, from which on the noise moves a star's shape by less than its scatter."""
+SHARP = (1.247, -1.397, 0.546)
+"""Peak over 3 x 3 light of stars, by powers of their concentration, the highest first: a point spread function with
+more of its light in 3 of 5 pixels has more in 1 of 3, whatever its profile."""
+SHARP_WIDTH = 0.05
+"""Stars are sharper than this says by less, but for noise."""
+
+
+def stellar_locus(peaks: NDArray[np.float64], noise: float, band: str) -> tuple[float, float]:
+    """Concentration of the stars of a chip, and their scatter about it.
+
+    Parameters
+    ----------
+    peaks : (flux, concentration, sharpness) array
+    noise : float
+        Of a pixel, in the unit of the light.
+    band : str
+
+    Returns
+    -------
+    locus, scatter : float
+        The most likely of the concentrations of bright peaks, given where the band's locus is expected.
+
+    Notes
+    -----
+    Bright peaks that are no sharper than stars of their concentration are a Gaussian about the locus c, of width
+    `LOCUS_WIDTH`, galaxies spread evenly below c, and hot pixels and cosmic rays beyond all loci. The likelihood for the
+    best shares of each, times the prior of the band, is largest at the locus.
+    """
+    at, shown = (
+        CONCENTRATION + 0.01,
+        peaks * (star_sharpness(CONCENTRATION + 0.01)[:, None] + SHARP_WIDTH > SHARPNESS + 0.02),
+    )
+    steps = np.arange(FLUX.size)
+    # from the brightest peaks on, as many as there have to be, and none whose shape is noise
+    brighter = np.cumsum(shown.sum((1, 2))[::-1])[::-1]
+    first = np.searchsorted(LIGHT, BRIGHT_LIGHT * noise)
+    enough = np.flatnonzero(brighter >= LOCUS_PEAKS)
+    first = max(first, int(enough[-1])) if enough.size else first
+    number = shown[steps >= first].sum((0, 2))
+    number = number * min(1.0, LOCUS_PEAKS / max(number.sum(), 1.0))
+    locus = np.arange(*LOCI)
+    stars = np.exp(-0.5 * ((at - locus[:, None]) / LOCUS_WIDTH) ** 2)
+    below, above = at < locus[:, None], np.broadcast_to(at > LOCI[1], stars.shape)
+    stars, below, above = (part / part.sum(1, keepdims=True) for part in (stars, below, above))
+    others = [(1 - e) * below + e * above for e in SPURIOUS]
+    mixed = [(1 - STRAY) * (f * stars + (1 - f) * other) + STRAY / at.size for f in SHARES for other in others]
+    likelihood = np.max(np.log(mixed) @ number, axis=0)
+    prior = -0.5 * ((locus - LOCUS[band]) / LOCUS_SPREAD) ** 2
+    mode = locus[np.argmax(likelihood + prior)]
+    weight = number * (np.abs(at - mode) < 3 * LOCUS_WIDTH)
+    total = weight.sum() + 1
+    centre = (weight @ at + mode) / total
+    scatter = np.sqrt((weight @ (at - centre) ** 2 + 4 * LOCUS_WIDTH**2) / (weight.sum() + 4))
+    return float(centre), float(scatter)
+
+
+def star_sharpness(concentration: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Peak over 3 x 3 light of stars of a concentration, `SHARP`."""
+    return np.asarray(np.polyval(SHARP, np.clip(concentration, 0.55, 0.95)), np.float64)
