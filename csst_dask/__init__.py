@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csst_dask.api import simulate, train
     from csst_dask.config import Config, load_config
     from csst_dask.errors import ConfigError
+    from csst_dask.inference.arrays import predict_chips
     from csst_dask.maps import open_map
     from csst_dask.preprocess import measure_image
     from csst_dask.preprocess.direct import direct_counts
@@ -33,6 +34,7 @@ _PLACES = {
     "load_config": "config",
     "measure_image": "preprocess",
     "open_map": "maps",
+    "predict_chips": "inference.arrays",
     "simulate": "api",
     "train": "api",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "load_config",
     "measure_image",
     "open_map",
+    "predict_chips",
     "simulate",
     "train",
 ]

@@ -21,7 +21,9 @@ from csst_dask.models.calibrate import INTERVAL_LEVEL, interval
 from csst_dask.models.density import DensityNetwork, ask, class_log_chance
 from csst_dask.models.files import weights_folder
 from csst_dask.models.weights import LoadedModel, load_weights
+from csst_dask.preprocess.direct import direct_counts
 from csst_dask.preprocess.inputs import SCALARS, context_definition, make_context, make_inputs
+from csst_dask.preprocess.measure import Measured
 from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, CROWDED
 
 KNOWN = (*SCALARS, "exptime")
@@ -153,6 +155,41 @@ class Predictor:
             places = None
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def predict_chips(
+        self,
+        measured: Sequence[Measured],
+        band: Sequence[str],
+        exptime: Sequence[float],
+        places: Sequence[int] | None = None,
+    ) -> dict[str, NDArray]:
+        """Predict chips from what a pass over their pixels has measured.
+
+        Parameters
+        ----------
+        measured : sequence of n Measured
+            With maps of one shape.
+        band : sequence of n str
+        exptime : sequence of n float
+            s
+        places : sequence of n int, optional
+            As for `predict_batch`.
+
+        Returns
+        -------
+        dict of arrays
+            Those of `predict_batch`; and ``direct_counts`` and ``direct_counts_error`` (n, magnitude) and
+            ``direct_tile`` (n, ty, tx) float32, from `csst_dask.preprocess.direct.direct_counts`.
+        """
+        direct = [direct_counts(chip, name) for chip, name in zip(measured, band, strict=True)]
+        scalars = {name: np.array([getattr(chip, name) for chip in measured]) for name in SCALARS}
+        scalars["exptime"] = np.asarray(exptime, np.float64)
+        maps = np.stack([np.asarray(chip.maps, np.float32) for chip in measured])
+        return self.predict(maps, scalars, band, places) | {
+            "direct_counts": np.array([found.counts for found in direct], np.float32),
+            "direct_counts_error": np.array([found.error for found in direct], np.float32),
+            "direct_tile": np.array([found.tile for found in direct], np.float32),
+        }
 
     def _fitting(self) -> int:
         if self.device.type != "cuda":

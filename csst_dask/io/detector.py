@@ -34,6 +34,8 @@ class Detector:
     band: str
     exptime: float
     """Exposure time, s; NaN where unknown."""
+    zero_point: float
+    """AB magnitude of 1 e-/s; NaN where the band's nominal one holds."""
     mjd: float
     """Start of the exposure, MJD; NaN where unknown."""
     ra: float
@@ -60,6 +62,7 @@ class Detector:
         return ChipInfo(
             band=self.band,
             exptime=self.exptime,
+            zero_point=self.zero_point,
             mjd=self.mjd,
             ra=self.ra,
             dec=self.dec,
@@ -188,7 +191,8 @@ def _describe(
     ra, dec = frame_center(wcs, image.shape)
     corner_ra, corner_dec = frame_corners(wcs, image.shape)
     exptime = headers.read_exptime(header, primary)
-    notes = [note, *odd] if note else list(odd)
+    zero_point, zero_point_note = headers.read_zero_point(header, primary, band)
+    notes = [*filter(None, (note, zero_point_note)), *odd]
     unused = [name for name in image.others if not any(name in names for names in EXTENSIONS.values())]
     if unused:
         notes.append(f"further images of the file are not used: {', '.join(unused)}")
@@ -198,6 +202,7 @@ def _describe(
         key=key,
         band=band,
         exptime=exptime,
+        zero_point=zero_point,
         mjd=headers.read_mjd(header, primary),
         ra=ra,
         dec=dec,

@@ -17,7 +17,7 @@ from healpix_geo import nested
 from numpy.typing import NDArray
 
 from csst_dask.errors import ChipRejected
-from csst_dask.instrument import PIXEL_SCALE, detector_band, detector_wcs, normalise_band
+from csst_dask.instrument import BAND_TABLE, PIXEL_SCALE, detector_band, detector_wcs, normalise_band
 from csst_dask.io.pixels import quiet
 from csst_dask.schema import FRAME_SHAPE
 
@@ -29,6 +29,9 @@ FIELD_DEPTH = 3
 
 SCALE_TOLERANCE = 0.05
 """Largest relative departure of the pixel scale from `csst_dask.instrument.PIXEL_SCALE`."""
+
+ZERO_POINT_TOLERANCE = 1.0
+"""Largest departure of a zero point from the band's, mag."""
 
 _POINTING = (("RA_PNT0", "DEC_PNT0"), ("RA_OBJ", "DEC_OBJ"), ("OBJ_RA", "OBJ_DEC"))
 _ANGLE = ("POS_ANG0", "POS_ANG1")
@@ -59,6 +62,34 @@ def read_exptime(header: fits.Header, primary: fits.Header | None = None) -> flo
     """Exposure time from EXPTIME, s; NaN where it is missing or not positive."""
     value = read_number("EXPTIME", header, primary)
     return value if value is not None and value > 0 else math.nan
+
+
+def read_zero_point(header: fits.Header, primary: fits.Header | None, band: str) -> tuple[float, str]:
+    """AB magnitude of 1 e-/s from ZP or CCDZP.
+
+    Parameters
+    ----------
+    header, primary : astropy.io.fits.Header
+        Of the image HDU, and the primary one.
+    band : str
+        One of `csst_dask.schema.BANDS`.
+
+    Returns
+    -------
+    zero_point : float
+        NaN where there is none within `ZERO_POINT_TOLERANCE` of the band's.
+    note : str
+        Says where one is given that cannot be.
+    """
+    usual = BAND_TABLE[band].zero_point
+    for key in ("ZP", "CCDZP"):
+        value = read_number(key, header, primary)
+        if value is None or value in (-99, -1, 99):
+            continue
+        if abs(value - usual) <= ZERO_POINT_TOLERANCE:
+            return value, ""
+        return math.nan, f"{key} {value:g} is not used: the zero point of {band} is near {usual:.2f}"
+    return math.nan, ""
 
 
 def read_mjd(header: fits.Header, primary: fits.Header | None = None) -> float:

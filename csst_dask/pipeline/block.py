@@ -26,16 +26,17 @@ from csst_dask.models.calibrate import INTERVAL_LEVEL
 from csst_dask.pipeline.frame import PixelPass
 from csst_dask.pipeline.source import OpenChip, Source
 from csst_dask.preprocess import Measured
-from csst_dask.preprocess.measure import Rows
+from csst_dask.preprocess.measure import STATISTICS, Rows
 from csst_dask.schema import BLOCK_STATS, ROUTE_FLAGS, ChipInfo, ChipResult
 from csst_dask.store.arrays import read_chip
+from csst_dask.store.layout import MEASURED
 from csst_dask.store.writer import ChipWriter, task_arrays
 
 if TYPE_CHECKING:
     from csst_dask.pipeline.device import DevicePass
 
-SCALARS = ("band", "exptime", "pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
-"""Per-chip variables that networks are given."""
+SCALARS = ("band", "exptime", "zero_point", *STATISTICS)
+"""Per-chip variables that predictions are made from."""
 
 PLACE = ("band", "corner_ra", "corner_dec")
 """Per-chip variables that say where a chip lies."""
@@ -125,20 +126,22 @@ def process_block(block: Block, work: Work, limit: Limit = nullcontext) -> Block
         A chip that fails in a way that was not foreseen is among its ``errors``; the others are done all the same.
     """
     result = BlockResult(device=choose_device(work.config.inference.device) if block.read else "cpu")
-    stats: dict[int, NDArray[np.float32]] = {}
+    seen: dict[int, Measured] = {}
     arrays = task_arrays(work.location, work.rows)
     for row, found in zip(block.read, _read(block, work, arrays, limit, result.device), strict=True):
         if isinstance(found, Exception):
             result.errors[row] = found
         else:
-            result.chips[row], stats[row] = found
+            result.chips[row], measured = found
+            if measured is not None:
+                seen[row] = measured
     read = {row: _scalars(chip.info) for row, chip in result.chips.items() if chip.status == "done"}
     known = {**read, **block.known}
     if work.pair is not None and known:
-        _predict(known, stats, work, arrays, result)
+        _predict(known, seen, work, arrays, result)
     if work.nside is not None:
         made = {row: known[row] | found for row, found in result.predictions.items()}
-        _project({**made, **block.predicted}, stats, work, arrays, result)
+        _project({**made, **block.predicted}, seen, work, arrays, result)
     return result
 
 
@@ -151,7 +154,7 @@ def _scalars(info: ChipInfo | None) -> dict[str, Any]:
 
 def _read(
     block: Block, work: Work, arrays: Mapping[str, Any], limit: Limit, device: str
-) -> Iterator[tuple[ChipResult, NDArray[np.float32]] | Exception]:
+) -> Iterator[tuple[ChipResult, Measured | None] | Exception]:
     """Read, mask, measure and store chips one after the other, on a GPU where the configuration lets there be one."""
     if not block.read:
         return
@@ -171,15 +174,18 @@ def _read(
         yield outcome
 
 
-def _accept(chip: _PendingChip, found: Measured | Exception) -> tuple[ChipResult, NDArray[np.float32]]:
-    """What became of a chip whose pixels were read, and its block statistics."""
+def _accept(chip: _PendingChip, found: Measured | Exception) -> tuple[ChipResult, Measured | None]:
+    """What became of a chip whose pixels were read, and what was measured, as the store holds it."""
     try:
         if isinstance(found, Exception):
             raise found
-        return ChipResult("done", *chip.complete(found)), found.maps.astype(np.float32)
+        note, info = chip.complete(found)
+        return ChipResult("done", note, info), replace(
+            found, maps=found.maps.astype(np.float32), zero_point=info.zero_point
+        )
     except ChipRejected as error:
         chip.writer.clear()
-        return ChipResult("rejected", str(error)), np.empty(0, np.float32)
+        return ChipResult("rejected", str(error)), None
 
 
 class _PendingChip:
@@ -223,8 +229,7 @@ def _complete(info: ChipInfo, measured: Measured) -> ChipInfo:
         raise ChipRejected(f"constant image: every valid pixel is {measured.pixel_mean:g}; expected noise")
     if not np.isfinite(measured.pixel_std):
         raise ChipRejected("pixel values are too large to be counts (their squares overflow); check the image")
-    names = ("pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
-    return replace(info, **{name: getattr(measured, name) for name in names})
+    return replace(info, **{name: getattr(measured, name) for name in STATISTICS})
 
 
 _buffers = threading.local()
@@ -258,7 +263,7 @@ def _device_pass(config: Config, device: str) -> DevicePass:
 
 
 def _predict(
-    known: Mapping[int, dict], stats: Mapping[int, NDArray], work: Work, arrays: Mapping[str, Any], result: BlockResult
+    known: Mapping[int, dict], seen: Mapping[int, Measured], work: Work, arrays: Mapping[str, Any], result: BlockResult
 ) -> None:
     """Predict and route chips in passes of fixed size, in which every row of the store has a fixed place.
 
@@ -266,16 +271,16 @@ def _predict(
     """
     assert work.pair is not None
     batch = work.pair.batch
-    maps: dict[int, NDArray[np.float32]] = {}
+    measured: dict[int, Measured] = {}
     for row in known:
         try:
-            maps[row] = stats[row] if row in stats else read_chip(arrays["block_stats"], row)
+            measured[row] = seen[row] if row in seen else stored_measurements(arrays, row, known[row])
         except Exception as error:
             result.errors[row] = error
-    for number in sorted({row // batch for row in maps}):
-        rows = [row for row in maps if row // batch == number]
+    for number in sorted({row // batch for row in measured}):
+        rows = [row for row in measured if row // batch == number]
         try:
-            found = _predict_pass(rows, known, maps, work.pair)
+            found = _predict_pass(rows, known, measured, work.pair)
             found |= route_chips(found, work.config.routing)
         except Exception as error:
             result.errors.update(dict.fromkeys(rows, error))
@@ -284,13 +289,33 @@ def _predict(
             result.predictions[row] = {name: values[place] for name, values in found.items()}
 
 
+def stored_measurements(arrays: Mapping[str, Any], row: int, scalars: Mapping[str, Any]) -> Measured:
+    """What the store holds of a chip.
+
+    Parameters
+    ----------
+    arrays : mapping of str to zarr.Array
+        `store.layout.MEASURED`.
+    row : int
+    scalars : mapping
+        `SCALARS` of the chip.
+
+    Raises
+    ------
+    DamagedStore
+        If a chunk was torn or changed.
+    """
+    return Measured.of({name: read_chip(arrays[name], row) for name in MEASURED}, scalars)
+
+
 def _predict_pass(
-    rows: list[int], known: Mapping[int, dict], maps: Mapping[int, NDArray], pair: ModelPair
+    rows: list[int], known: Mapping[int, dict], measured: Mapping[int, Measured], pair: ModelPair
 ) -> dict[str, NDArray]:
-    scalars = {name: np.array([known[row][name] for row in rows]) for name in SCALARS if name != "band"}
-    band = [str(known[row]["band"]) for row in rows]
-    return predictor_of(pair).predict(
-        np.stack([maps[row] for row in rows]), scalars, band, [row % pair.batch for row in rows]
+    return predictor_of(pair).predict_chips(
+        [measured[row] for row in rows],
+        [str(known[row]["band"]) for row in rows],
+        [float(known[row]["exptime"]) for row in rows],
+        [row % pair.batch for row in rows],
     )
 
 
@@ -298,13 +323,13 @@ def _predict_pass(
 
 
 def _project(
-    chips: Mapping[int, dict], stats: Mapping[int, NDArray], work: Work, arrays: Mapping[str, Any], result: BlockResult
+    chips: Mapping[int, dict], seen: Mapping[int, Measured], work: Work, arrays: Mapping[str, Any], result: BlockResult
 ) -> None:
     assert work.nside is not None
     grid, stored = HealpixGrid(work.nside), arrays["block_stats"]
     for row, chip in chips.items():
         try:
-            valid = stats[row][VALID] if row in stats else read_chip(stored, (row, VALID))
+            valid = seen[row]["valid"] if row in seen else read_chip(stored, (row, VALID))
             result.sums[row] = chip_sums(_for_map(chip, valid), grid)
         except ChipRejected as error:
             result.sums[row] = str(error)

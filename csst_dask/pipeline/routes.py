@@ -11,7 +11,7 @@ from csst_dask.inference.routing import route_chips
 from csst_dask.models.calibrate import INTERVAL_LEVEL
 from csst_dask.schema import FAILED, REJECTED, ROUTE_CODES, ROUTE_FLAGS
 from csst_dask.store import SurveyStore
-from csst_dask.store.layout import WHOLE
+from csst_dask.store.layout import MEASURED, WHOLE
 
 ROUTED_BY = ("class_probability", "bright_count", "confidence", "out_of_distribution")
 """Predictions that decide the route."""
@@ -44,7 +44,7 @@ def prepare_predictions(store: SurveyStore, pair: ModelPair, config: Config) -> 
     ConfigError
         If the store was filled without what the networks need.
     """
-    store.require("block_stats")
+    store.require(*MEASURED)
     thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
     identity = pair.identity | {"batch": pair.batch, "interval_level": INTERVAL_LEVEL}
     have = store.predictions.prepare(identity)

@@ -7,9 +7,10 @@ chunks of any shape and in any order, and sums of parts merge by addition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ MAD_TO_SIGMA = 1.4826  # 1 / Phi^-1(3/4): sigma of a Gaussian with unit median a
 SKY_SAMPLE = 100_000
 """Least number of pixels behind the sky level, where that many are valid."""
 
+STATISTICS = ("pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma")
+"""Numbers of a frame."""
+
 Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
 """Raw image, flags and weights of rows [y0, y1) of a frame; valid until the call after the next."""
 
@@ -30,7 +34,7 @@ Rows = Callable[[int, int], "tuple[NDArray, NDArray | None, NDArray | None]"]
 class Measured:
     """What is left of a frame."""
 
-    maps: NDArray[np.float64]
+    maps: NDArray[np.floating]
     """(stat, iy, ix) in the unit of the pixels, channels as in `schema.BLOCK_STATS`."""
     pixel_mean: float
     """Mean over valid pixels; NaN where there is none."""
@@ -51,12 +55,28 @@ class Measured:
     zero_point: float = float("nan")
     """AB magnitude of 1 e-/s; NaN where it is the band's."""
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray], scalars: Mapping[str, Any]) -> Measured:
+        """What a survey store holds of a frame, as `stored` and `STATISTICS` give it.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            ``block_stats``, ``peaks``, ``tile_peaks``, ``saturated``, ``sky`` and ``noise``.
+        scalars : mapping
+            `STATISTICS` by name, and ``zero_point``.
+        """
+        found: dict[str, Any] = {name: float(scalars[name]) for name in (*STATISTICS, "zero_point")}
+        found["n_valid"] = int(scalars["n_valid"])
+        found |= {name: values for name, values in arrays.items() if name != "block_stats"}
+        return cls(maps=arrays["block_stats"], **found)
+
     def stored(self) -> dict[str, NDArray]:
         """Arrays of a survey store by name, `store.layout.MEASURED`."""
         arrays: dict[str, NDArray] = {"block_stats": self.maps.astype(np.float32)}
         return arrays | {name: getattr(self, name) for name in ("peaks", "tile_peaks", "saturated", "sky", "noise")}
 
-    def __getitem__(self, channel: str) -> NDArray[np.float64]:
+    def __getitem__(self, channel: str) -> NDArray[np.floating]:
         return self.maps[BLOCK_STATS.index(channel)]
 
 

@@ -49,17 +49,15 @@ def stellar_locus(peaks: NDArray[np.float64], noise: float, band: str) -> tuple[
     Notes
     -----
     Bright peaks that are no sharper than stars of their concentration are a Gaussian about the locus c, of width
-    `LOCUS_WIDTH`, galaxies spread evenly below c, and hot pixels and cosmic rays beyond all loci. The likelihood for the
-    best shares of each, times the prior of the band, is largest at the locus.
+    `LOCUS_WIDTH`, galaxies spread evenly below c, and hot pixels and cosmic rays beyond all loci. The likelihood for
+    the best shares of each, times the prior of the band, is largest at the locus.
     """
-    at, shown = (
-        CONCENTRATION + 0.01,
-        peaks * (star_sharpness(CONCENTRATION + 0.01)[:, None] + SHARP_WIDTH > SHARPNESS + 0.02),
-    )
+    at = np.asarray(CONCENTRATION + 0.01, np.float64)
+    shown = peaks * (star_sharpness(at)[:, None] + SHARP_WIDTH > SHARPNESS + 0.02)
     steps = np.arange(FLUX.size)
     # from the brightest peaks on, as many as there have to be, and none whose shape is noise
     brighter = np.cumsum(shown.sum((1, 2))[::-1])[::-1]
-    first = np.searchsorted(LIGHT, BRIGHT_LIGHT * noise)
+    first = int(np.searchsorted(LIGHT, BRIGHT_LIGHT * noise))
     enough = np.flatnonzero(brighter >= LOCUS_PEAKS)
     first = max(first, int(enough[-1])) if enough.size else first
     number = shown[steps >= first].sum((0, 2))

@@ -166,6 +166,7 @@ def chip_info(chip: Chip) -> ChipInfo:
     return ChipInfo(
         band=chip.band,
         exptime=chip.exposure.exptime,
+        zero_point=BAND_TABLE[chip.band].zero_point,
         mjd=chip.exposure.mjd,
         ra=ra,
         dec=dec,
