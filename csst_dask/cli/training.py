@@ -43,6 +43,7 @@ class Recipe(StrEnum):
 
     paper = "paper"
     csst = "csst"
+    counts = "counts"
 
 
 class Launcher(StrEnum):

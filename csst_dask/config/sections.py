@@ -182,7 +182,7 @@ EPOCHS = 15
 class TrainingConfig(Section):
     """One network from one store."""
 
-    recipe: Literal["paper", "csst"] = "csst"
+    recipe: Literal["paper", "csst", "counts"] = "csst"
     """Which inputs, augmentation and schedule."""
     arch: str | None = None
     """Architecture; by default a perceptron for csst, ResNet-34 and ResNet-50 for the paper's two networks."""

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from csst_dask.errors import ConfigError
 from csst_dask.inference.device import Amp, choose_precision, is_out_of_memory
-from csst_dask.models.calibrate import INTERVAL_LEVEL, interval
+from csst_dask.models.calibrate import COUNT_QUANTILES, INTERVAL_LEVEL, interval
 from csst_dask.models.density import DensityNetwork, ask, class_log_chance
 from csst_dask.models.files import weights_folder
 from csst_dask.models.weights import LoadedModel, load_weights
+from csst_dask.preprocess.counted import COUNTED, counted_context
 from csst_dask.preprocess.direct import direct_counts
-from csst_dask.preprocess.inputs import SCALARS, context_definition, make_context, make_inputs
+from csst_dask.preprocess.inputs import SCALARS, WITH_COUNTS, context_definition, make_context, make_inputs
 from csst_dask.preprocess.measure import Measured
-from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, CROWDED
+from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, CROWDED, MAGNITUDES
 
 KNOWN = (*SCALARS, "exptime")
 """Scalars of a chip that are given to the networks."""
@@ -53,6 +54,11 @@ class TwoStage:
     def checksums(self) -> dict[str, str]:
         """SHA-256 of each weights file, by task."""
         return {"classifier": self.classifier.checksum, "regressor": self.regressor.checksum}
+
+    @property
+    def counts(self) -> bool:
+        """Whether a network looks at what was counted."""
+        return any(model.inputs in WITH_COUNTS for model in (self.classifier, self.regressor))
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -84,7 +90,8 @@ def load_two_stage(folder: str | Path | None = None, device: str = "cpu") -> Two
     classifier, regressor = (load_weights(folder / f"{task}.safetensors", task) for task in ("classifier", "regressor"))
     interval(np.zeros(1), regressor.metadata, INTERVAL_LEVEL, scale=np.ones(1))
     for model in (classifier, regressor):
-        if model.metadata.get("context_sha256", context_definition()) != context_definition():
+        expected = context_definition(model.inputs)
+        if model.metadata.get("context_sha256", expected) != expected:
             raise ConfigError(
                 f"the {model.task} of {folder} learned from statistics of the maps that are defined otherwise in this "
                 "release; use the release that trained it, or train it again"
@@ -129,6 +136,7 @@ class Predictor:
         scalars: Mapping[str, ArrayLike],
         band: Sequence[str],
         places: Sequence[int] | None = None,
+        counted: NDArray[np.float32] | None = None,
     ) -> dict[str, NDArray]:
         """Predict chips; parameters and return value are those of `predict_batch`.
 
@@ -141,7 +149,9 @@ class Predictor:
             places = None  # memory ran out before
         while True:
             try:
-                return predict_batch(self.models, block_stats, scalars, band, self.batch, self.precision, places)
+                return predict_batch(
+                    self.models, block_stats, scalars, band, self.batch, self.precision, places, counted
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -185,11 +195,20 @@ class Predictor:
         scalars = {name: np.array([getattr(chip, name) for chip in measured]) for name in SCALARS}
         scalars["exptime"] = np.asarray(exptime, np.float64)
         maps = np.stack([np.asarray(chip.maps, np.float32) for chip in measured])
-        return self.predict(maps, scalars, band, places) | {
-            "direct_counts": np.array([found.counts for found in direct], np.float32),
-            "direct_counts_error": np.array([found.error for found in direct], np.float32),
-            "direct_tile": np.array([found.tile for found in direct], np.float32),
-        }
+        counted = None
+        if self.models.counts:
+            counted = np.stack([counted_context(*chip) for chip in zip(measured, band, direct, strict=True)])
+        found = self.predict(maps, scalars, band, places, counted)
+        tiles = np.array([chip.tile for chip in direct])
+        return (
+            found
+            | share_out(found, tiles)
+            | {
+                "direct_counts": np.array([found.counts for found in direct], np.float32),
+                "direct_counts_error": np.array([found.error for found in direct], np.float32),
+                "direct_tile": np.array([found.tile for found in direct], np.float32),
+            }
+        )
 
     def _fitting(self) -> int:
         if self.device.type != "cuda":
@@ -198,7 +217,8 @@ class Predictor:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        predict_batch(self.models, maps, dict.fromkeys(SCALARS, np.ones(TRIAL)), ["g"] * TRIAL, TRIAL, self.precision)
+        scalars, counted = dict.fromkeys(SCALARS, np.ones(TRIAL)), np.zeros((TRIAL, len(COUNTED)), np.float32)
+        predict_batch(self.models, maps, scalars, ["g"] * TRIAL, TRIAL, self.precision, None, counted)
         taken = torch.cuda.max_memory_allocated(self.device) - before
         torch.cuda.empty_cache()
         return batch_that_fits(torch.cuda.mem_get_info(self.device)[0], taken / TRIAL)
@@ -230,6 +250,7 @@ def predict_batch(
     batch: int,
     precision: torch.dtype = torch.float32,
     places: Sequence[int] | None = None,
+    counted: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray]:
     """Predict a block of chips.
 
@@ -251,6 +272,8 @@ def predict_batch(
         Type that convolutions compute in; less than float32 on a GPU only.
     places : sequence of n int, optional
         Places of the chips in one forward pass, each below ``batch``; by default they fill passes in their order.
+    counted : (n, k) float32 array, optional
+        `counted.counted_context` of each chip, for networks that look at it.
 
     Returns
     -------
@@ -259,7 +282,9 @@ def predict_batch(
         largest probability; ``log_star`` (n,) float32, log10(1 + n_star), with the bounds ``star_lower`` and
         ``star_upper``, stars per chip, at `INTERVAL_LEVEL`, all NaN where the classifier gives no count;
         ``log_bright`` (n,) float32, log10(1 + n_bright); ``bright_count``, ``bright_lower``, ``bright_upper`` (n,)
-        float32, stars per chip; the last four are NaN for class 5; ``out_of_distribution`` (n,) bool, the band was not
+        float32, stars per chip; ``star_counts`` with ``star_counts_lower`` and ``star_counts_upper`` (n, magnitude)
+        float32, those brighter than each magnitude, NaN where the regressor gives none; the last seven are NaN for
+        class 5; ``out_of_distribution`` (n,) bool, the band was not
         learned from, or the statistics are unlike those of the chips that either network learned from; ``ood_score``
         (n,) float32, how unlike they are, in units of the limit; infinite for such a band.
 
@@ -273,13 +298,14 @@ def predict_batch(
     n = len(block_stats)
     if places is not None:
         known = {name: np.asarray(values) for name, values in scalars.items() if name in KNOWN}
-        found = _forward(models, np.asarray(block_stats), known, band, batch, precision, places)
+        found = _forward(models, np.asarray(block_stats), known, band, batch, precision, places, counted)
         return _assemble(models, {name: values[list(places)] for name, values in found.items()}, band)
     blocks = []
     for start in range(0, max(n, 1), batch):
         part = slice(start, min(start + batch, n))
         some = {name: np.asarray(values)[part] for name, values in scalars.items() if name in KNOWN}
-        found = _forward(models, np.asarray(block_stats)[part], some, band[part], batch, precision, range(batch))
+        seen = None if counted is None else counted[part]
+        found = _forward(models, np.asarray(block_stats)[part], some, band[part], batch, precision, range(batch), seen)
         blocks.append({name: values[: part.stop - start] for name, values in found.items()})
     return _assemble(models, {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}, band)
 
@@ -293,6 +319,7 @@ def _forward(
     batch: int,
     precision: torch.dtype,
     places: Sequence[int],
+    counted: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Numbers of both networks for one padded batch, by name; ``batch`` rows."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
@@ -300,7 +327,8 @@ def _forward(
     for model in (models.classifier, models.regressor):
         kind, device = model.inputs, next(model.module.parameters()).device
         if kind not in made:
-            blocks = make_inputs(kind, block_stats, scalars, band), make_context(kind, block_stats, scalars, band)
+            chips = kind, block_stats, scalars, band
+            blocks = make_inputs(*chips), make_context(*chips, counted)
             padded = (_padded(block, batch, device, places) for block in blocks)
             maps, context = (tensor.to(device, non_blocking=True) for tensor in padded)
             made[kind] = maps.contiguous(memory_format=torch.channels_last), context
@@ -308,7 +336,8 @@ def _forward(
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             answer = ask(model.module, model.metadata, maps, context)
         if model.task == "regressor":
-            answers |= {name: answer[name] for name in ("bright", "bright_scale") if name in answer}
+            wanted = ("bright", "bright_scale", "counts", "counts_scale")
+            answers |= {name: answer[name] for name in wanted if name in answer}
         else:
             answers["probability"] = class_log_chance(answer, model.metadata.get("temperature", 1.0)).exp()
             answers |= {name: answer[name] for name in ("star", "star_scale") if name in answer}
@@ -352,9 +381,48 @@ def _assemble(models: TwoStage, found: dict[str, NDArray], band: Sequence[str]) 
         "bright_count": _count(log_bright),
         "bright_lower": _count(bounds[0]),
         "bright_upper": _count(bounds[1]),
+        **_star_counts(models, found, classes == CROWDED),
         "ood_score": ood_score.astype(np.float32),
         "out_of_distribution": ood_score > 1,
     }
+
+
+def _star_counts(models: TwoStage, found: dict[str, NDArray], crowded: NDArray[np.bool_]) -> dict[str, NDArray]:
+    """Stars brighter than each magnitude, and their intervals; they rise with it."""
+    shape = (len(crowded), len(MAGNITUDES))
+    if "counts" not in found:
+        return {f"star_counts{part}": np.full(shape, np.nan, np.float32) for part in ("", "_lower", "_upper")}
+    log = np.where(crowded[:, None], np.nan, np.maximum.accumulate(np.maximum(found["counts"], 0), axis=1))
+    scale, stored = np.exp(found["counts_scale"]), models.regressor.metadata[COUNT_QUANTILES]
+    bounds = [
+        interval(log[:, k], models.regressor.metadata, INTERVAL_LEVEL, scale[:, k], stored=stored[k])
+        for k in range(len(MAGNITUDES))
+    ]
+    lower, upper = (np.stack([_count(bound[side]) for bound in bounds], axis=1) for side in (0, 1))
+    return {"star_counts": _count(log), "star_counts_lower": lower, "star_counts_upper": upper}
+
+
+def share_out(found: Mapping[str, NDArray], tiles: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
+    """Stars of each tile: a chip's counts, shared out by what was counted directly in its tiles.
+
+    Parameters
+    ----------
+    found : mapping of str to (n,) array
+        ``bright_count`` and ``log_star``.
+    tiles : (n, ty, tx) array
+        Bright stars that were counted.
+
+    Returns
+    -------
+    dict of arrays
+        ``tile_bright`` and ``tile_star`` (n, ty, tx) float32; they add up to the chip's counts, and are NaN where it
+        has none.
+    """
+    known = np.where(np.isfinite(tiles), tiles, 0.0)
+    total = known.sum((1, 2), keepdims=True)
+    share = np.where(total > 0, known / np.where(total > 0, total, 1.0), 1 / (tiles.shape[1] * tiles.shape[2]))
+    counts = {"tile_bright": found["bright_count"], "tile_star": 10.0 ** found["log_star"].astype(np.float64) - 1}
+    return {name: (share * count[:, None, None]).astype(np.float32) for name, count in counts.items()}
 
 
 def _count(log_count: NDArray) -> NDArray[np.float32]:

@@ -19,6 +19,9 @@ LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
 QUANTILES = {"star": "star_quantiles", "bright": "residual_quantiles"}
 """Entries of the metadata that hold the bounds of each count's residuals."""
 
+COUNT_QUANTILES = "count_quantiles"
+"""Entry of the metadata that holds those of the stars brighter than each magnitude."""
+
 TEMPERATURES = (0.5, 5.0)
 """Range that temperatures are looked for in: a few chips that are all right do not make a network certain."""
 
@@ -138,6 +141,7 @@ def interval(
     level: float,
     scale: ArrayLike | None = None,
     count: str = "bright",
+    stored: Mapping[str, Any] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Interval around predicted counts.
 
@@ -153,6 +157,8 @@ def interval(
         How far off each chip is expected to be, dex; needed where the stored bounds are in units of it.
     count : str
         A key of `QUANTILES`.
+    stored : mapping, optional
+        Bounds, instead of those of the count.
 
     Returns
     -------
@@ -164,7 +170,7 @@ def interval(
     ConfigError
         If the weights hold no such level.
     """
-    stored = metadata.get(QUANTILES[count], {})
+    stored = metadata.get(QUANTILES[count], {}) if stored is None else stored
     if f"{level:g}" not in stored.get("levels", {}):
         known = ", ".join(stored.get("levels", {})) or "none"
         raise ConfigError(f"the {metadata.get('task')} holds no interval of level {level:g}; it holds: {known}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from csst_dask.errors import ConfigError
 from csst_dask.models.classifiers import CLASSIFIERS, set_channels
 from csst_dask.models.regressor import REGRESSORS
-from csst_dask.schema import BANDS, CLASS_BORDERS, N_CLASSES
+from csst_dask.schema import BANDS, BRIGHT_LIMIT, CLASS_BORDERS, MAGNITUDES, N_CLASSES
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 OUTPUTS = {"logits": N_CLASSES, "star": 2, "bright": 2}
 """What the network tells, and how many numbers each takes: logits of the classes; log10(1 + n), dex, and the natural
 logarithm of its scale, dex, for all and for bright stars."""
+COUNTS = {"counts": len(MAGNITUDES), "counts_scale": len(MAGNITUDES)}
+"""What one that corrects direct counts tells besides: those brighter than each magnitude, and their scales."""
+LEAST_LOWER, LEAST_UPPER, BOUND_SPANS = 0.3, 0.15, 3.0
+"""Corrections of direct counts stay above minus the first and below the second, dex, each widened by so many times what
+the count may be off; so that no network runs away from what is seen."""
 
 EMBEDDING, TRUNK, HIDDEN = 64, 256, 128
 COMPONENTS = 60
@@ -52,9 +57,15 @@ small as 1e-6 these few would widen the laws of all others, for no temperature c
 SCALES = (-5.0, 1.0)
 """Range of the natural logarithm of a scale, ln dex."""
 
+ANCHORED = len(BANDS) + 1
+"""Direct counts follow the bands and the exposure time in the context."""
+BRIGHT_PLACE = MAGNITUDES.index(BRIGHT_LIMIT)
+"""Of bright stars among the counts."""
+
 Answer = dict[str, Tensor]
 """``logits`` (n, 6); ``star`` and ``bright`` (n,), log10(1 + n), dex; ``star_scale`` and ``bright_scale`` (n,), natural
-logarithms of how far off these are expected to be, ln dex. What a network does not give is not there."""
+logarithms of how far off these are expected to be, ln dex; ``counts`` and ``counts_scale`` (n, magnitude) likewise for
+stars brighter than each. What a network does not give is not there."""
 
 
 class FiLM(nn.Module):
@@ -83,6 +94,9 @@ class DensityNetwork(nn.Module):
         Length of the context, which begins with one indicator for each of `schema.BANDS`.
     histograms : int
         How many numbers at the end of the context are square roots of counts in bins.
+    anchors : int
+        Direct counts in the context, which are corrected: one for each of `schema.MAGNITUDES`, and that of all stars.
+        None where 0: the network tells counts themselves.
     """
 
     center: Tensor
@@ -92,8 +106,9 @@ class DensityNetwork(nn.Module):
     whitening: Tensor
     edges: Tensor
 
-    def __init__(self, body: ResNet | None, context: int, histograms: int) -> None:
+    def __init__(self, body: ResNet | None, context: int, histograms: int, anchors: int = 0) -> None:
         super().__init__()
+        self.anchors = anchors
         components = min(COMPONENTS, histograms)
         self.plain = context - histograms
         known = self.plain + components
@@ -102,7 +117,7 @@ class DensityNetwork(nn.Module):
         self.register_buffer("components", torch.zeros(histograms, components))
         self.register_buffer("band_center", torch.zeros(len(BANDS), known))
         self.register_buffer("whitening", torch.zeros(known, known))
-        numbers = OUTPUTS["star"] + OUTPUTS["bright"]
+        numbers = 2 * anchors or OUTPUTS["star"] + OUTPUTS["bright"]
         self.trunk = nn.Sequential(*_layer(known), *_layer(TRUNK))
         self.context_head = _head(TRUNK, numbers)
         self.register_buffer("edges", torch.tensor(CLASS_BORDERS), persistent=False)
@@ -167,7 +182,7 @@ class DensityNetwork(nn.Module):
             with torch.autocast(context.device.type, enabled=False):
                 seen = self.project(self.level(pooled.float()))
                 raw = raw + self.maps_head(torch.cat([told, seen], dim=1))
-        return self._finish(raw)
+        return self._correct(raw, context.float()) if self.anchors else self._finish(raw)
 
     def _look(self, maps: Tensor, embedded: Tensor) -> Tensor:
         """Means over the maps of all stages' features."""
@@ -176,6 +191,18 @@ class DensityNetwork(nn.Module):
             features = stage(film(features, embedded))
             pools.append(_pooled(features))
         return torch.cat(pools, dim=1)
+
+    def _correct(self, raw: Tensor, context: Tensor) -> Tensor:
+        """Direct counts, each corrected within its bounds."""
+        direct, span = context[:, ANCHORED : ANCHORED + 2 * self.anchors].chunk(2, dim=1)
+        lower, upper = LEAST_LOWER + BOUND_SPANS * span, LEAST_UPPER + BOUND_SPANS * span
+        change, scale = raw.chunk(2, dim=1)
+        bound = torch.where(change < 0, lower, upper)
+        counts = direct + bound * torch.tanh(change / bound)
+        scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.sigmoid(scale)
+        star = torch.stack([counts[:, -1], scale[:, -1]], dim=1)
+        bright = torch.stack([counts[:, BRIGHT_PLACE], scale[:, BRIGHT_PLACE]], dim=1)
+        return torch.cat([class_log_probability(star, self.edges), star, bright, counts[:, :-1], scale[:, :-1]], dim=1)
 
     def _finish(self, raw: Tensor) -> Tensor:
         star, bright = (_bounded(part) for part in raw.split([OUTPUTS["star"], OUTPUTS["bright"]], dim=1))
@@ -231,8 +258,9 @@ def ask(module: nn.Module, metadata: Mapping[str, Any], maps: Tensor | None, con
     """
     if not metadata.get("context"):
         return {"logits" if metadata["task"] == "classifier" else "bright": module(maps).float()}
-    logits, star, bright = module(maps, context).float().split(list(OUTPUTS.values()), dim=1)
-    answer: Answer = {"logits": logits}
+    sizes = OUTPUTS | (COUNTS if metadata.get("anchors") else {})
+    logits, star, bright, *counts = module(maps, context).float().split(list(sizes.values()), dim=1)
+    answer: Answer = {"logits": logits} | dict(zip(COUNTS, counts, strict=False))
     for name, count in (("star", star), ("bright", bright)):
         answer[name], answer[f"{name}_scale"] = count.unbind(1)
     return answer
@@ -262,15 +290,16 @@ def class_log_chance(answer: Answer, temperature: float = 1.0) -> Tensor:
     return torch.log_softmax(class_log_probability(law, borders, LEAST_CHANCE), dim=1)
 
 
-def build_density_network(arch: str, channels: int, context: int, histograms: int) -> DensityNetwork:
+def build_density_network(arch: str, channels: int, context: int, histograms: int, anchors: int = 0) -> DensityNetwork:
     """A network with random weights, drawn from torch's global generator.
 
     Parameters
     ----------
     arch : str
         ``perceptron``, or the body: ``resnet18``, ``resnet34`` or ``resnet50``.
-    channels, context, histograms : int
-        Channels of the maps, length of the context, and how many of its numbers, the last ones, are bins.
+    channels, context, histograms, anchors : int
+        Channels of the maps, length of the context, how many of its numbers, the last ones, are bins, and how many
+        are direct counts that are corrected.
 
     Returns
     -------
@@ -290,7 +319,7 @@ def build_density_network(arch: str, channels: int, context: int, histograms: in
     if arch != PERCEPTRON:
         body = bodies[arch](weights=None)
         set_channels(body, channels)
-    return DensityNetwork(body, context, histograms)
+    return DensityNetwork(body, context, histograms, anchors)
 
 
 def _principal(bins: Tensor, number: int) -> Tensor:

@@ -66,7 +66,11 @@ def build_network(metadata: Mapping[str, Any]) -> nn.Module:
     """
     if metadata.get("context"):
         return build_density_network(
-            metadata["arch"], metadata["channels"], metadata["context"], metadata["histograms"]
+            metadata["arch"],
+            metadata["channels"],
+            metadata["context"],
+            metadata["histograms"],
+            metadata.get("anchors", 0),
         )
     return BUILDERS[metadata["task"]](metadata["arch"], metadata["channels"])
 

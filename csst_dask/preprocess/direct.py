@@ -35,6 +35,8 @@ HALF_SATURATED = 0.5
 """Standard deviation of the number of stars with one to three saturated pixels, in units of those with more."""
 BLEND_AREA = 19.0
 """Area about a star in which no peak of a fainter one counts as a star, in squares of the width of stars."""
+MOST_BLENDED = 2.0
+"""Natural logarithm of the most that blending is corrected by."""
 WIDTH = (7.4, -6.8)
 """FWHM of stars, pixel, by their concentration: the first, and the second times that."""
 SCATTERED = 0.02
@@ -61,6 +63,8 @@ class DirectCounts:
     """(ty, tx) bright stars; they add up to N(< 23.5)."""
     locus: float
     """3 x 3 over 5 x 5 light of stars."""
+    scatter: float
+    """Standard deviation of bright stars about it."""
 
 
 def direct_counts(measured: Measured, band: str, *, zero_point: float | None = None) -> DirectCounts:
@@ -89,10 +93,10 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
     With the light F in 3 x 3 pixels and the locus c, a star has the magnitude ``zero_point - 2.5 log10(F / (c E))``, E
     being `ENCIRCLED`. Peaks count as stars down to `WINDOW` below the locus; of those, compact galaxies are taken off
     in proportion to what lies another `WINDOW` below. The noise of c is ``4 c^2 noise / F``, for the 16 pixels around.
-    The share of stars that
-    exceed the threshold T is ``Phi((F - T) / (3 noise))``, that of stars in the window follows from the same scatter.
-    Of stars at a density of n seen per pixel a share ``exp(-n A)`` has no brighter one within an area A, and counts.
-    `ENCIRCLED` and A are fitted to 190 chips of ``configs/datasets/training.yaml``, the rest is measured on stars.
+    The share of stars that exceed the threshold T is ``Phi((F - T) / (3 noise))``, that of stars in the window follows
+    from the same scatter. Of stars at a density of n seen per pixel a share ``exp(-n A)`` has no brighter one within
+    an area A, and counts. `ENCIRCLED` and the sharpness of stars follow from point spread functions of many families
+    (``physics: wide``), A from chips of ``configs/datasets/training.yaml``; the rest is measured on stars.
     """
     if band not in BAND_TABLE:
         raise ConfigError(f"unknown band {band!r}; expected one of {', '.join(BAND_TABLE)}")
@@ -104,23 +108,22 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
     open_share = share - REACH * float(np.minimum(1 - valid, SCATTERED).mean())
     if not share > 0 or not np.isfinite(noise):
         nothing = np.full(len(MAGNITUDES), np.nan)
-        return DirectCounts(nothing, nothing.copy(), np.full((TILES, TILES), np.nan), float("nan"))
+        return DirectCounts(nothing, nothing.copy(), np.full((TILES, TILES), np.nan), float("nan"), float("nan"))
     pixels = measured.n_valid / share
     peaks = measured.peaks.astype(np.float64)
     locus, scatter = stellar_locus(peaks, noise, band)
     middle = LIGHT * 10**0.05
-    encircled = float(np.polyval(ENCIRCLED, min(locus, 0.9)))
     seen, galaxies = _stars(peaks, middle, locus, scatter, noise)
     complete = ndtr((middle - 3 * THRESHOLD * noise) / (3 * noise))
     counted = complete > LEAST_COMPLETE
     whole = np.where(counted, seen / np.maximum(complete, LEAST_COMPLETE), 0.0)
-    edges = zero - 2.5 * (FLUX - np.log10(locus * encircled))
+    edges = zero - 2.5 * (FLUX - np.log10(locus * encircled_share(locus)))
     limits = np.array(MAGNITUDES)
     saturated = float(measured.saturated.sum())
     found = np.interp(limits, edges[::-1], np.cumsum(whole[::-1])) + saturated
     single = found / max(open_share, 0.1 * share)
     area = BLEND_AREA * (WIDTH[0] + WIDTH[1] * locus) ** 2
-    counts = single * np.exp(area * single / pixels)
+    counts = single * np.exp(np.minimum(area * single / pixels, MOST_BLENDED))
     hidden = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, whole * (1 / complete - 1), 0)[::-1]))
     removed = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, galaxies, 0)[::-1]))
     error = np.sqrt(
@@ -138,7 +141,12 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
         values[limits > faintest] = np.nan
     tile = _tiles(measured, peaks, seen, edges, valid)
     bright = counts[limits == BRIGHT_LIMIT][0]
-    return DirectCounts(counts, error, tile * (bright / tile.sum() if tile.sum() > 0 else 1.0), locus)
+    return DirectCounts(counts, error, tile * (bright / tile.sum() if tile.sum() > 0 else 1.0), locus, scatter)
+
+
+def encircled_share(locus: float) -> float:
+    """Share of a star's light within 5 x 5 pixels, `ENCIRCLED`."""
+    return float(np.polyval(ENCIRCLED, np.clip(locus, 0.5, 0.9)))
 
 
 def _typical(noise: NDArray) -> float:
@@ -175,6 +183,8 @@ def _tiles(
     star_like = np.isin(SHAPES, np.unique(SHAPE_OF[(CONCENTRATION > 0.6)][:, SHARPNESS < 0.4]))
     total = (coarse * star_like).sum(1)
     weight = bright * np.divide(seen, total, out=np.zeros_like(seen), where=total > 0)
+    if not measured.tile_peaks.size:
+        return np.full((TILES, TILES), np.nan)
     found = (measured.tile_peaks * star_like).sum(3) @ weight + measured.saturated.sum(2)
     share = valid.reshape(TILES, valid.shape[0] // TILES, TILES, -1).mean((1, 3))
     return np.divide(found, share, out=np.zeros_like(found), where=share > 0.05)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.errors import ConfigError
+from csst_dask.preprocess.counted import ANCHORS, COUNTED
 from csst_dask.preprocess.statistics import (
     ANSCOMBE,
     EDGES,
@@ -36,14 +37,20 @@ SCALARS = ("pixel_mean", "pixel_std", "sky_level", "sky_sigma")
 PAPER_LIMIT = 6.0e4
 """Largest absolute value of a standardised image: a half float still holds it."""
 
-WITH_CONTEXT = ("maps", "context")
+WITH_CONTEXT = ("maps", "context", "counts")
 """Kinds of inputs that come with context."""
+
+WITH_COUNTS = ("counts",)
+"""Kinds whose context tells what was counted, too."""
 
 USUAL_EXPTIME = 150.0
 """s"""
 
-CONTEXT = (*(f"band_{band}" for band in BANDS), "log_exptime", *STATISTICS, *HISTOGRAMS)
+_FIRST = (*(f"band_{band}" for band in BANDS), "log_exptime")
+CONTEXT = (*_FIRST, *STATISTICS, *HISTOGRAMS)
 """Names of the numbers of the context; the histograms come last."""
+CONTEXT_COUNTS = (*_FIRST, *COUNTED, *STATISTICS, *HISTOGRAMS)
+"""The same with what was counted."""
 
 
 def input_channels(kind: str) -> int:
@@ -113,16 +120,24 @@ def make_inputs(
 
 
 @cache
-def context_definition() -> str:
+def context_definition(kind: str = "context") -> str:
     """SHA-256 of what the numbers are; weights hold for the context that they learned from."""
     scales = USUAL_EXPTIME, SOFTENING, TYPICAL_LOG_SIGMA, ANSCOMBE
-    return hashlib.sha256(json.dumps([CONTEXT, EDGES, scales]).encode()).hexdigest()
+    names = CONTEXT_COUNTS if kind in WITH_COUNTS else CONTEXT
+    return hashlib.sha256(json.dumps([names, EDGES, scales]).encode()).hexdigest()
 
 
 def context_length(kind: str) -> int:
     """Numbers of the context of a kind of inputs; 0 for one that has none."""
     input_channels(kind)
+    if kind in WITH_COUNTS:
+        return len(CONTEXT_COUNTS)
     return len(CONTEXT) if kind in WITH_CONTEXT else 0
+
+
+def anchor_count(kind: str) -> int:
+    """Direct counts in the context of a kind of inputs, which a network corrects; 0 where there are none."""
+    return len(ANCHORS) if kind in WITH_COUNTS else 0
 
 
 def histogram_length(kind: str) -> int:
@@ -131,7 +146,11 @@ def histogram_length(kind: str) -> int:
 
 
 def make_context(
-    kind: str, block_stats: NDArray[np.float32], scalars: Mapping[str, ArrayLike], band: Bands
+    kind: str,
+    block_stats: NDArray[np.float32],
+    scalars: Mapping[str, ArrayLike],
+    band: Bands,
+    counted: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Context of a block of chips: band, exposure time, statistics and joint histograms of the maps.
 
@@ -139,11 +158,18 @@ def make_context(
     ----------
     kind, block_stats, scalars, band
         As for `make_inputs`; ``exptime`` (s) stands for the usual one where it is missing.
+    counted : (n, k) float32 array, optional
+        `counted.counted_context` of each chip; for kinds of `WITH_COUNTS`.
 
     Returns
     -------
     (n, context) float32 array
-        `CONTEXT` of each chip, finite.
+        `CONTEXT`, or `CONTEXT_COUNTS`, of each chip, finite.
+
+    Raises
+    ------
+    ValueError
+        If the kind needs what was counted, and it is not given.
     """
     out = np.zeros((len(block_stats), context_length(kind)), np.float32)
     if not out.size:
@@ -153,9 +179,15 @@ def make_context(
     for column, name in enumerate(BANDS):
         out[:, column] = [b == name for b in band]
     out[:, len(BANDS)] = np.log10(np.where(known, exptime, USUAL_EXPTIME) / USUAL_EXPTIME)
+    start = len(BANDS) + 1
+    if kind in WITH_COUNTS:
+        if counted is None:
+            raise ValueError(f"inputs of the kind {kind!r} need what was counted on the chips")
+        out[:, start : start + len(COUNTED)] = counted
+        start += len(COUNTED)
     with np.errstate(all="ignore"):
         for chip, (blocks, sigma, spread) in enumerate(_each_chip(block_stats, scalars)):
-            out[chip, len(BANDS) + 1 : -len(HISTOGRAMS)] = block_statistics(blocks, sigma, spread)
+            out[chip, start : -len(HISTOGRAMS)] = block_statistics(blocks, sigma, spread)
             out[chip, -len(HISTOGRAMS) :] = block_histograms(blocks)
     return out
 
@@ -353,5 +385,6 @@ KINDS: dict[str, tuple[int, Callable]] = {
     "paper-area": (2, _paper_area),
     "maps": (4, _maps),
     "context": (0, _nothing),
+    "counts": (0, _nothing),
 }
 """Kinds of inputs: number of channels, and the function that fills them."""

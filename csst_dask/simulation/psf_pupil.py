@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 ABERRATIONS = 8
 """Zernike terms: defocus, astigmatism (2), coma (2), trefoil (2), spherical."""
@@ -54,6 +53,8 @@ def pupil_image(fwhm: float, aberrations: tuple[float, ...], cells: int, per_pix
     (cells, cells) float64 array
         Per square pixel.
     """
+    from scipy.ndimage import gaussian_filter  # on first use: whoever renders elsewhere does without
+
     pupil, terms = _phases()
     wave = np.where(pupil, np.exp(2j * np.pi * np.tensordot(np.asarray(aberrations), terms, 1)), 0)
     resolution = airy_scale(fwhm)

@@ -30,14 +30,7 @@ fills them: they hold the empty value everywhere, and take no space.
 
 This page is written from the code by `python -m csst_dask.store.reference > docs/store-variables.md`."""
 
-UNFILLED = frozenset(
-    (
-        "zero_point",
-        "star_counts", "star_counts_lower", "star_counts_upper",
-        "direct_counts", "direct_counts_error", "direct_tile", "tile_bright", "tile_star",
-        "log_star_exposure", "reference_limit", "confusion_limit",
-    )
-)  # fmt: skip
+UNFILLED = frozenset(("log_star_exposure", "reference_limit", "confusion_limit"))
 """Variables that nothing writes yet."""
 
 

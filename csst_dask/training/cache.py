@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csst_dask.preprocess.inputs import context_length, input_channels, make_context, make_inputs
+from csst_dask.preprocess.inputs import WITH_COUNTS, context_length, input_channels, make_context, make_inputs
 from csst_dask.training.samples import Samples
 
 BLOCK = 32
@@ -172,4 +172,5 @@ def make_block(samples: Samples, rows: NDArray[np.int64], kind: str) -> tuple[ND
     """Inputs (k, channels, iy, ix) and context (k, context) of a few chips, float32."""
     block_stats, band = samples.block_stats[rows], samples.band[rows]
     scalars = {name: values[rows] for name, values in samples.scalars.items()}
-    return make_inputs(kind, block_stats, scalars, band), make_context(kind, block_stats, scalars, band)
+    counted = samples.counted(rows) if kind in WITH_COUNTS and samples.counted is not None else None
+    return make_inputs(kind, block_stats, scalars, band), make_context(kind, block_stats, scalars, band, counted)

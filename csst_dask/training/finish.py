@@ -18,9 +18,10 @@ from torch import nn
 from csst_dask.errors import ConfigError
 from csst_dask.metrics import accuracy, bootstrap_error, dex_errors, macro_f1
 from csst_dask.models import load_weights, residual_quantiles, round_weights, save_weights, write_model_card
-from csst_dask.models.calibrate import QUANTILES, best_temperature
+from csst_dask.models.calibrate import COUNT_QUANTILES, QUANTILES, best_temperature
 from csst_dask.models.density import DensityNetwork, ask, class_log_chance
 from csst_dask.preprocess.inputs import context_definition
+from csst_dask.schema import MAGNITUDES
 from csst_dask.training.cache import BLOCK, make_block
 from csst_dask.training.describe import (
     describe_architecture,
@@ -228,7 +229,15 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
         if name in found and (name == "star") == (run.task.name == "classifier"):
             scale = np.exp(found[f"{name}_scale"]) if f"{name}_scale" in found else None
             known[QUANTILES[name]] = residual_quantiles(truth, found[name], scale=scale)
+    if "counts" in found and run.task.name == "regressor":
+        known[COUNT_QUANTILES] = [_count_quantiles(targets.log_counts[rows], found, k) for k in range(len(MAGNITUDES))]
     return known
+
+
+def _count_quantiles(truth: NDArray[np.float32], found: dict[str, NDArray], k: int) -> dict[str, Any]:
+    """Bounds of the residuals of the counts at one magnitude, from chips that reach it."""
+    deep = np.isfinite(truth[:, k])
+    return residual_quantiles(truth[deep, k], found["counts"][deep, k], scale=np.exp(found["counts_scale"][deep, k]))
 
 
 def _warnings(metadata: Mapping[str, Any]) -> tuple[str, ...]:
@@ -272,7 +281,7 @@ def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, be
         },
         "split": record_split(run.samples, run.split, run.config.seed, run.config.split),
     }
-    return found | ({"context_sha256": context_definition()} if run.network["context"] else {})
+    return found | ({"context_sha256": context_definition(run.inputs)} if run.network["context"] else {})
 
 
 def _finite(value: float) -> float | None:

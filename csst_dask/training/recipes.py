@@ -14,8 +14,8 @@ from csst_dask.errors import ConfigError
 from csst_dask.models import build_network
 from csst_dask.models.density import PERCEPTRON, Answer, DensityNetwork
 from csst_dask.models.regressor import set_output_level
-from csst_dask.preprocess.inputs import context_length, histogram_length, input_channels
-from csst_dask.schema import CROWDED
+from csst_dask.preprocess.inputs import anchor_count, context_length, histogram_length, input_channels
+from csst_dask.schema import CROWDED, MAGNITUDES
 from csst_dask.training.losses import class_loss, count_loss, laplace_loss
 from csst_dask.training.samples import Samples
 
@@ -24,6 +24,10 @@ ARCHS = {"classifier": "resnet34", "regressor": "resnet50"}
 
 SMALL = dict.fromkeys(ARCHS, PERCEPTRON)
 """What is as good as a residual network beside it, at a hundredth of the cost."""
+
+
+CORRECTION = dict.fromkeys(ARCHS, PERCEPTRON)
+"""A perceptron that corrects direct counts."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class Recipe:
 RECIPES = {
     "paper": Recipe("paper-point", 4, 0.1, "plateau", ARCHS, staged="layers"),
     "csst": Recipe("maps", 1, 0.0, "cosine", SMALL, staged="context", crowded=True),
+    "counts": Recipe("counts", 1, 0.0, "cosine", CORRECTION, staged="context", crowded=True),
 }
-"""Recipes by the name in the configuration. The paper gives no strength of the jitter."""
+"""Recipes by the name in the configuration; ``counts`` corrects direct counts. The paper gives no jitter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,8 @@ class Targets:
     log_star: NDArray[np.float32]
     log_bright: NDArray[np.float32]
     """log10(1 + n), dex; NaN where it is unknown or not to be learned."""
+    log_counts: NDArray[np.float32]
+    """(n, magnitude) of stars brighter than each of `schema.MAGNITUDES`; NaN where unknown."""
 
     @classmethod
     def of(cls, samples: Samples, crowded: bool) -> Targets:
@@ -68,11 +75,19 @@ class Targets:
         known = (samples.n_bright >= 0) & (crowded | (samples.density_class < CROWDED))
         bright = np.where(known, np.log10(1.0 + np.maximum(samples.n_bright, 0)), np.nan)
         star = np.log10(1.0 + np.maximum(samples.n_star, 0))
-        return cls(samples.density_class.astype(np.int64), star.astype(np.float32), bright.astype(np.float32))
+        counts = np.full((len(samples), len(MAGNITUDES)), -1) if samples.n_brighter is None else samples.n_brighter
+        log_counts = np.where(counts >= 0, np.log10(1.0 + np.maximum(counts, 0)), np.nan).astype(np.float32)
+        density = samples.density_class.astype(np.int64)
+        return cls(density, star.astype(np.float32), bright.astype(np.float32), log_counts)
 
     def at(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
-        """Targets of some chips: ``class``, ``star`` and ``bright``."""
-        return {"class": self.density_class[rows], "star": self.log_star[rows], "bright": self.log_bright[rows]}
+        """Targets of some chips: ``class``, ``star``, ``bright`` and ``counts``."""
+        return {
+            "class": self.density_class[rows],
+            "star": self.log_star[rows],
+            "bright": self.log_bright[rows],
+            "counts": self.log_counts[rows],
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +97,7 @@ class Task:
     name: str
     """``classifier`` or ``regressor``."""
     weights: dict[str, float]
-    """Share of each term of the loss: ``class``, ``star``, ``bright``; for networks that give them all."""
+    """Share of each term of the loss: ``class``, ``star``, ``bright``, ``counts``; of those that a network gives."""
 
     def usable(self, samples: Samples, crowded: bool = False) -> NDArray[np.bool_]:
         """(n,) chips to learn from; the regressor leaves class 5 out unless ``crowded``."""
@@ -129,7 +144,7 @@ class Task:
             weights = config.mse_weight, config.mae_weight, config.relative_weight
             return count_loss(answer["bright"], wanted["bright"], *weights, count=count["bright"])
         parts = [self.weights["class"] * class_loss(answer["logits"], wanted["class"], count=count["class"])]
-        for name in ("star", "bright"):
+        for name in ("star", "bright", *({"counts"} & answer.keys())):
             loss = laplace_loss(answer[name], answer[f"{name}_scale"], wanted[name], count=count[name])
             parts.append(self.weights[name] * loss)
         return torch.stack(parts).sum()
@@ -142,8 +157,8 @@ class Task:
 
 
 TASKS = {
-    "classifier": Task("classifier", {"class": 1.0, "star": 1.0, "bright": 0.3}),
-    "regressor": Task("regressor", {"class": 0.1, "star": 0.3, "bright": 1.0}),
+    "classifier": Task("classifier", {"class": 1.0, "star": 1.0, "bright": 0.3, "counts": 0.3}),
+    "regressor": Task("regressor", {"class": 0.1, "star": 0.3, "bright": 1.0, "counts": 1.0}),
 }
 
 
@@ -173,7 +188,9 @@ def describe_network(task: Task, config: TrainingConfig) -> dict:
     """What `csst_dask.models.build_network` needs to build the network of a task."""
     recipe = RECIPES[config.recipe]
     arch = config.arch or recipe.archs[task.name]
-    inputs = "context" if arch == PERCEPTRON else recipe.inputs
+    inputs = recipe.inputs
+    if arch == PERCEPTRON and not anchor_count(inputs):
+        inputs = "context"
     return {
         "task": task.name,
         "arch": arch,
@@ -181,7 +198,7 @@ def describe_network(task: Task, config: TrainingConfig) -> dict:
         "channels": input_channels(inputs),
         "context": context_length(inputs),
         "histograms": histogram_length(inputs),
-    }
+    } | ({"anchors": anchor_count(inputs)} if anchor_count(inputs) else {})
 
 
 def new_network(task: Task, config: TrainingConfig, level: float) -> nn.Module:

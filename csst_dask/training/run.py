@@ -17,8 +17,8 @@ from torch import nn
 
 from csst_dask.config import TrainingConfig
 from csst_dask.errors import ConfigError
-from csst_dask.models.density import DensityNetwork
-from csst_dask.preprocess.inputs import context_definition
+from csst_dask.models.density import PERCEPTRON, DensityNetwork
+from csst_dask.preprocess.inputs import WITH_COUNTS, context_definition
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
 from csst_dask.training.samples import Samples
@@ -173,7 +173,7 @@ class Run:
         for name, values in sorted(samples.scalars.items()):
             digest.update(name.encode() + values.astype("<f8").tobytes())
         if self.network["context"]:
-            digest.update(context_definition().encode())
+            digest.update(context_definition(self.inputs).encode())
         return digest.hexdigest()
 
 
@@ -202,6 +202,14 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig)
         raise ConfigError(
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"
+        )
+    if recipe.inputs in WITH_COUNTS and samples.counted is None:
+        raise ConfigError(
+            f"the recipe {config.recipe} learns from peaks, which these samples do not hold; give survey stores"
+        )
+    if recipe.inputs in WITH_COUNTS and config.arch not in (None, PERCEPTRON):
+        raise ConfigError(
+            f"the recipe {config.recipe} has no maps for {config.arch!r} to look at; leave training.arch out"
         )
     crowded = recipe.crowded and task.name == "regressor"
     wanted = np.isin(samples.band, config.bands)

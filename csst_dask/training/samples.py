@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from csst_dask.errors import ConfigError
+from csst_dask.preprocess.counted import COUNTED, counted_context
 from csst_dask.preprocess.inputs import SCALARS
+from csst_dask.preprocess.measure import STATISTICS, Measured
 from csst_dask.schema import BANDS, density_class
+from csst_dask.store.layout import MEASURED
 from csst_dask.training.record import checksum_chips
 from csst_dask.training.split import Split, refuse_common_chips, some_fields, split_at_random, split_by_field
 
@@ -80,6 +83,55 @@ class JoinedMaps:
         return out
 
 
+class Counted(Protocol):
+    """What was counted on many chips."""
+
+    def __call__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """(k, m) `preprocess.counted.COUNTED` of some chips."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCounts:
+    """What was counted on chips of a survey store, made when it is asked for."""
+
+    store: SurveyStore
+    rows: NDArray[np.int64]
+    """Rows of the store, in the order of the samples."""
+    scalars: dict[str, NDArray]
+    """Of these rows: ``band``, ``zero_point`` and `preprocess.measure.STATISTICS`."""
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows = np.asarray(rows, np.int64)
+        wanted, place = np.unique(self.rows[rows], return_inverse=True)
+        names = [name for name in MEASURED if name != "tile_peaks"]
+        arrays = {name: self.store.read_chips(name, wanted)[place] for name in names}
+        none = np.empty(0, np.uint16)  # no tile is asked for
+        out = np.empty((len(rows), len(COUNTED)), np.float32)
+        for k, row in enumerate(rows):
+            chip = {name: values[k] for name, values in arrays.items()}
+            scalars = {name: values[row] for name, values in self.scalars.items()}
+            out[k] = counted_context(Measured.of(chip | {"tile_peaks": none}, scalars), str(scalars["band"]))
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedCounts:
+    """What was counted on chips of several stores, one after the other."""
+
+    parts: tuple[Counted, ...]
+    sizes: tuple[int, ...]
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows, start = np.asarray(rows), 0
+        out = np.empty((len(rows), len(COUNTED)), np.float32)
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            here = (rows >= start) & (rows < start + size)
+            if here.any():
+                out[here] = part(rows[here] - start)
+            start += size
+        return out
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Chips with truth."""
@@ -98,6 +150,10 @@ class Samples:
     dec: NDArray[np.float64]
     sizes: tuple[int, ...] = ()
     """Chips of each store that they come from, in order; empty if they are all of one."""
+    n_brighter: NDArray[np.int64] | None = None
+    """(n, magnitude) stars brighter than each of `schema.MAGNITUDES`, -1 where unknown; None if all are."""
+    counted: Counted | None = None
+    """None where peaks were not kept, as in an export."""
 
     def __len__(self) -> int:
         return len(self.n_star)
@@ -158,12 +214,16 @@ def load_samples(store: str | Path | Sequence[str | Path], bands: tuple[str, ...
     def joined(name: str) -> NDArray:
         return np.concatenate([getattr(part, name) for part in parts])
 
+    counted = [part.counted for part in parts if part.counted is not None]
+    sizes = tuple(map(len, parts))
     names = [name for name in parts[0].scalars if all(name in part.scalars for part in parts)]
     return Samples(
         block_stats=JoinedMaps(tuple(part.block_stats for part in parts)),
         scalars={name: np.concatenate([part.scalars[name] for part in parts]) for name in names},
         **{name: joined(name) for name in COLUMNS},
-        sizes=tuple(map(len, parts)),
+        sizes=sizes,
+        n_brighter=np.concatenate([part.n_brighter for part in parts if part.n_brighter is not None]),
+        counted=JoinedCounts(tuple(counted), sizes) if len(counted) == len(parts) else None,
     )
 
 
@@ -172,7 +232,10 @@ def _load(store: str | Path, bands: tuple[str, ...]) -> Samples:
 
     opened = SurveyStore.read(str(store))
     opened.require("block_stats")
-    needed = ("status", "band", "n_star", "n_bright", "field", "ra", "dec", *SCALARS, "exptime")
+    needed = (
+        "status", "band", "n_star", "n_bright", "n_brighter", "field", "ra", "dec", *SCALARS, "exptime", "zero_point",
+        "n_valid",
+    )  # fmt: skip
     survey = opened.scalars(needed)
     small = {name: survey[name].values for name in needed}
     band, field, status = (small[name] for name in ("band", "field", "status"))
@@ -192,4 +255,6 @@ def _load(store: str | Path, bands: tuple[str, ...]) -> Samples:
         n_bright=small["n_bright"][rows].astype(np.int64),
         ra=small["ra"][rows].astype(np.float64),
         dec=small["dec"][rows].astype(np.float64),
+        n_brighter=small["n_brighter"][rows].astype(np.int64),
+        counted=StoredCounts(opened, rows, {name: small[name][rows] for name in ("band", "zero_point", *STATISTICS)}),
     )
