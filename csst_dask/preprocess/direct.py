@@ -17,7 +17,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.instrument import BAND_TABLE
 from csst_dask.preprocess.measure import Measured
 from csst_dask.preprocess.peaks import LIGHT, THRESHOLD
-from csst_dask.preprocess.stellar_locus import star_sharpness, stellar_locus
+from csst_dask.preprocess.stellar_locus import LOCUS_WIDTH, star_sharpness, star_width, stellar_locus
 from csst_dask.schema import BRIGHT_LIMIT, CONCENTRATION, FLUX, MAGNITUDES, SHAPE_OF, SHAPES, SHARPNESS, TILES
 
 SHARP_EXCESS, SHARP_NOISE = 0.03, 1.5
@@ -31,21 +31,24 @@ GALAXIES = 0.12
 """Compact galaxies within the window, in units of those in a window of the same width below it."""
 EXCESS = 0.08
 """Hot pixels and cosmic rays are more concentrated than stars by this and by what noise does."""
+STRAY_SHARP, STRAY_EXTENDED = 0.2, 0.1
+"""Cosmic rays and hot pixels that pass for stars, in units of those that do not; and galaxies likewise: how many, one
+cannot tell, and so they are errors."""
+STRAY_FAINT, CLEAR = 0.35, 1.6
+"""Share of peaks below so many times the threshold that may be noise that is not that of single pixels."""
 HALF_SATURATED = 0.5
 """Standard deviation of the number of stars with one to three saturated pixels, in units of those with more."""
 BLEND_AREA = 19.0
 """Area about a star in which no peak of a fainter one counts as a star, in squares of the width of stars."""
 MOST_BLENDED = 2.0
 """Natural logarithm of the most that blending is corrected by."""
-WIDTH = (7.4, -6.8)
-"""FWHM of stars, pixel, by their concentration: the first, and the second times that."""
 SCATTERED = 0.02
 """Share of a block up to which its invalid pixels are scattered ones, cosmic rays and hot pixels,"""
 REACH = 8.0
 """each of which hides the peaks of so many pixels more."""
 LEAST_COMPLETE = 0.3
 """Fainter stars than those of which so many are seen are not counted."""
-SYSTEMATIC = 0.03
+SYSTEMATIC = 0.05
 """Relative error of the counts of stars that stand alone."""
 BLEND_ERROR = 0.3
 """Relative error of what blending is corrected by."""
@@ -67,7 +70,9 @@ class DirectCounts:
     """Standard deviation of bright stars about it."""
 
 
-def direct_counts(measured: Measured, band: str, *, zero_point: float | None = None) -> DirectCounts:
+def direct_counts(
+    measured: Measured, band: str, *, zero_point: float | None = None, locus: float | None = None
+) -> DirectCounts:
     """Count stars without a network.
 
     Parameters
@@ -78,6 +83,8 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
         Of `schema.BANDS`.
     zero_point : float, optional
         AB magnitude of 1 e-/s; by default the one that ``measured`` knows, else the band's.
+    locus : float, optional
+        Concentration of stars, 3 x 3 over 5 x 5 light, where it is known; by default the most likely one.
 
     Returns
     -------
@@ -111,21 +118,23 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
         return DirectCounts(nothing, nothing.copy(), np.full((TILES, TILES), np.nan), float("nan"), float("nan"))
     pixels = measured.n_valid / share
     peaks = measured.peaks.astype(np.float64)
-    locus, scatter = stellar_locus(peaks, noise, band)
+    locus, scatter = stellar_locus(peaks, noise, band) if locus is None else (locus, LOCUS_WIDTH)
     middle = LIGHT * 10**0.05
-    seen, galaxies = _stars(peaks, middle, locus, scatter, noise)
+    seen, galaxies, stray = _stars(peaks, middle, locus, scatter, noise)
+    stray = stray + STRAY_FAINT * seen * (middle < CLEAR * 3 * THRESHOLD * noise)
     complete = ndtr((middle - 3 * THRESHOLD * noise) / (3 * noise))
     counted = complete > LEAST_COMPLETE
     whole = np.where(counted, seen / np.maximum(complete, LEAST_COMPLETE), 0.0)
     edges = zero - 2.5 * (FLUX - np.log10(locus * encircled_share(locus)))
     limits = np.array(MAGNITUDES)
     saturated = float(measured.saturated.sum())
-    found = np.interp(limits, edges[::-1], np.cumsum(whole[::-1])) + saturated
-    single = found / max(open_share, 0.1 * share)
-    area = BLEND_AREA * (WIDTH[0] + WIDTH[1] * locus) ** 2
+    alone = np.interp(limits, edges[::-1], np.cumsum(whole[::-1])) + saturated
+    single = alone / max(open_share, 0.1 * share)
+    area = BLEND_AREA * float(star_width(locus)) ** 2
     counts = single * np.exp(np.minimum(area * single / pixels, MOST_BLENDED))
     hidden = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, whole * (1 / complete - 1), 0)[::-1]))
     removed = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, galaxies, 0)[::-1]))
+    wrong = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, stray, 0)[::-1]))
     error = np.sqrt(
         1
         + (HALF_SATURATED * saturated) ** 2
@@ -133,6 +142,7 @@ def direct_counts(measured: Measured, band: str, *, zero_point: float | None = N
         + hidden
         + removed
         + removed**2
+        + wrong**2
         + (SYSTEMATIC * counts) ** 2
         + (BLEND_ERROR * (counts - single)) ** 2
     )
@@ -156,8 +166,8 @@ def _typical(noise: NDArray) -> float:
 
 def _stars(
     peaks: NDArray[np.float64], light: NDArray[np.floating], locus: float, scatter: float, noise: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Peaks that are stars, less compact galaxies, and the latter: by step of flux."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Peaks that are stars, less compact galaxies; the latter; and what else may pass for stars: by step of flux."""
     spread = np.hypot(scatter, 4 * locus**2 * noise / light)
     sharpest = float(star_sharpness(np.array(locus))) + SHARP_EXCESS + SHARP_NOISE * noise / light
     shown = (peaks * (sharpest[:, None] > SHARPNESS)[:, None]).sum(2)
@@ -169,7 +179,9 @@ def _stars(
 
     window = above(locus - WINDOW)
     galaxies = np.minimum(GALAXIES * (above(locus - 2 * WINDOW) - window), window)
-    return (window - galaxies) / ndtr(WINDOW / spread), galaxies
+    every = shown.sum(1)
+    stray = STRAY_SHARP * (peaks.sum((1, 2)) - every) + STRAY_EXTENDED * (every - window)
+    return (window - galaxies) / ndtr(WINDOW / spread), galaxies, stray
 
 
 def _tiles(

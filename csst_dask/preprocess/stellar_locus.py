@@ -10,13 +10,23 @@ from csst_dask.schema import CONCENTRATION, FLUX, SHARPNESS
 
 LOCUS = {"NUV": 0.87, "u": 0.845, "g": 0.83, "r": 0.82, "i": 0.79, "z": 0.76, "y": 0.75}
 """Where the stellar locus of a band is expected."""
-LOCUS_SPREAD = 0.09
-"""Standard deviation of the locus from one instrument to another."""
+WIDTH = (7.4, -6.8)
+"""FWHM of stars, pixel, by their concentration: the first, and the second times that."""
+WIDTH_SPREAD, WIDTH_END = 0.22, 0.40
+"""Standard deviation of the natural logarithm of that from one instrument to another; and where, about, it ends."""
 LOCUS_WIDTH = 0.02
 """Standard deviation of bright stars about the locus of their chip, for where they lie on the pixels."""
 LOCI = (0.50, 0.925, 0.005)
 """First, end and step of the loci that are tried: those of images 0.7 to 1.6 times as wide as the telescope's."""
-SHARES, SPURIOUS = np.linspace(0.02, 0.98, 13), (0.02, 0.1, 0.3, 0.6, 0.9)
+FLAT, FLAT_WIDTH = 0.365, 0.022
+"""Concentration of large galaxies, whose light changes little over 5 x 5 pixels, and its standard deviation."""
+CORE, CORE_WIDTH = 0.40, 0.09
+"""That of the cores of galaxies, in units of the way from there to the locus."""
+GALAXY_SHARES = ((0.85, 0.12), (0.6, 0.3), (0.3, 0.5))
+"""Shares of large galaxies and of cores that are tried; the others lie anywhere below the locus."""
+COSMIC = ((0.50, 1.0), (0.87, 2.2), (0.97, 5.0))
+"""Concentrations from which on cosmic rays and hot pixels that are no sharper than stars lie so densely."""
+SHARES, SPURIOUS = (0.005, *np.linspace(0.02, 0.98, 13)), (0.02, 0.1, 0.3, 0.6, 0.9)
 """Of stars among bright peaks, and of hot pixels and cosmic rays among the others, that are tried."""
 STRAY = 0.02
 """Share of peaks that are none of these."""
@@ -48,9 +58,10 @@ def stellar_locus(peaks: NDArray[np.float64], noise: float, band: str) -> tuple[
 
     Notes
     -----
-    Bright peaks that are no sharper than stars of their concentration are a Gaussian about the locus c, of width
-    `LOCUS_WIDTH`, galaxies spread evenly below c, and hot pixels and cosmic rays beyond all loci. The likelihood for
-    the best shares of each, times the prior of the band, is largest at the locus.
+    Bright peaks that are no sharper than stars of their concentration are stars, a Gaussian about the locus c of width
+    `LOCUS_WIDTH`; galaxies, large ones at `FLAT`, and cores that lie `CORE` of the way from there to c; and hot pixels
+    and cosmic rays, `COSMIC`. The likelihood for the best shares of each, times the prior, is largest at the locus.
+    The prior is one of the width of stars, next to that of the band: normal, with an end near half and twice the width.
     """
     at = np.asarray(CONCENTRATION + 0.01, np.float64)
     shown = peaks * (star_sharpness(at)[:, None] + SHARP_WIDTH > SHARPNESS + 0.02)
@@ -63,19 +74,39 @@ def stellar_locus(peaks: NDArray[np.float64], noise: float, band: str) -> tuple[
     number = shown[steps >= first].sum((0, 2))
     number = number * min(1.0, LOCUS_PEAKS / max(number.sum(), 1.0))
     locus = np.arange(*LOCI)
-    stars = np.exp(-0.5 * ((at - locus[:, None]) / LOCUS_WIDTH) ** 2)
-    below, above = at < locus[:, None], np.broadcast_to(at > LOCI[1], stars.shape)
-    stars, below, above = (part / part.sum(1, keepdims=True) for part in (stars, below, above))
-    others = [(1 - e) * below + e * above for e in SPURIOUS]
+    way = (at - FLAT) / (locus[:, None] - FLAT)
+    flat, cosmic = _bell(at, FLAT, FLAT_WIDTH), np.zeros(at.size)
+    for start, density in COSMIC:
+        cosmic[at > start] = density
+    stars = _normalised(_bell(at, locus[:, None], LOCUS_WIDTH))
+    between = _normalised((at > FLAT) & (at < locus[:, None]))
+    flat, cosmic = _normalised(flat), _normalised(cosmic)
+    core = _normalised(_bell(way, CORE, CORE_WIDTH))
+    galaxies = [large * flat + small * core + (1 - large - small) * between for large, small in GALAXY_SHARES]
+    others = [(1 - e) * some + e * cosmic for some in galaxies for e in SPURIOUS]
     mixed = [(1 - STRAY) * (f * stars + (1 - f) * other) + STRAY / at.size for f in SHARES for other in others]
     likelihood = np.max(np.log(mixed) @ number, axis=0)
-    prior = -0.5 * ((locus - LOCUS[band]) / LOCUS_SPREAD) ** 2
+    apart = np.log(star_width(locus) / star_width(LOCUS[band]))
+    prior = -0.5 * ((apart / WIDTH_SPREAD) ** 2 + (apart / WIDTH_END) ** 6)
     mode = locus[np.argmax(likelihood + prior)]
     weight = number * (np.abs(at - mode) < 3 * LOCUS_WIDTH)
     total = weight.sum() + 1
     centre = (weight @ at + mode) / total
     scatter = np.sqrt((weight @ (at - centre) ** 2 + 4 * LOCUS_WIDTH**2) / (weight.sum() + 4))
     return float(centre), float(scatter)
+
+
+def star_width(locus: float | NDArray) -> NDArray[np.float64]:
+    """FWHM of stars of a concentration, pixel, `WIDTH`."""
+    return np.asarray(WIDTH[0] + WIDTH[1] * np.asarray(locus))
+
+
+def _normalised(density: NDArray) -> NDArray[np.float64]:
+    return np.asarray(density / density.sum(-1, keepdims=True))
+
+
+def _bell(x: NDArray, mean: float | NDArray, width: float) -> NDArray[np.float64]:
+    return np.exp(-0.5 * ((x - mean) / width) ** 2)
 
 
 def star_sharpness(concentration: NDArray[np.float64]) -> NDArray[np.float64]:
