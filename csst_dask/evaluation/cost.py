@@ -131,7 +131,9 @@ def _network(path: str, batch: int, device: str, threads: int) -> dict[str, Any]
 
     from csst_dask.models.density import ask
     from csst_dask.models.weights import load_weights
-    from csst_dask.preprocess.inputs import SCALARS, make_context, make_inputs
+    from csst_dask.preprocess.counted import counted_context
+    from csst_dask.preprocess.inputs import SCALARS, WITH_COUNTS, make_context, make_inputs
+    from csst_dask.preprocess.measure import measure_image
 
     torch.set_num_threads(threads)
     model = load_weights(path)
@@ -139,8 +141,13 @@ def _network(path: str, batch: int, device: str, threads: int) -> dict[str, Any]
     block_stats = np.random.default_rng(0).gamma(1.0, size=(batch, len(BLOCK_STATS), *BLOCK_SHAPE)).astype(np.float32)
     chips = model.inputs, block_stats, dict.fromkeys(SCALARS, np.ones(batch)), ["g"] * batch
 
+    measured = measure_image(np.random.default_rng(0).normal(size=(1846, 1843)).astype(np.float32))
+    count = model.inputs in WITH_COUNTS
+
     def answer() -> None:
-        maps, context = (torch.from_numpy(make(*chips)).to(device) for make in (make_inputs, make_context))
+        counted = np.stack([counted_context(measured, "g") for _ in range(batch)]) if count else None
+        maps = torch.from_numpy(make_inputs(*chips)).to(device)
+        context = torch.from_numpy(make_context(*chips, counted)).to(device)
         with torch.inference_mode():
             ask(module, model.metadata, maps.contiguous(memory_format=torch.channels_last), context)
         if on_gpu:

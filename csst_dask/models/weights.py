@@ -126,7 +126,7 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, Any
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    wide = tensor.ndim < 2 or not tensor.is_floating_point()
+    wide = tensor.ndim < 2 or not tensor.numel() or not tensor.is_floating_point()
     return tensor if wide or not tensor.abs().max() < HALF_MAX else tensor.half()
 
 

@@ -29,17 +29,9 @@ EDGES = np.arange(15.5, 27.01, 0.5)
 OFFSETS = (-0.20, -0.12, -0.06, -0.02, 0.02, 0.06)
 """Between bins of concentration about the locus."""
 _BINS = tuple(f"{m:g}" for m in EDGES[:-1])
-SHAPES_SEEN = (0.45, 0.55, 0.65, 0.75, 0.85)
-"""Between bins of concentration."""
-USUAL = tuple(f"usual_{m:g}" for m in MAGNITUDES)
-"""Direct counts with the locus of the band, log10(1 + N), dex."""
-SHAPE_NAMES = (
-    *(f"shape{k}" for k in range(len(OFFSETS) + 1)),
-    "sharp",
-    *(f"abs{k}" for k in range(len(SHAPES_SEEN) + 1)),
-)
+SHAPE_NAMES = (*(f"shape{k}" for k in range(len(OFFSETS) + 1)), "sharp")
 SEEN = ("locus", "scatter", "log_noise", "valid", "scattered", "log_saturated", "encircled", "sky_range", "noise_range")
-COUNTED = (*ANCHORS, *SPANS, *SEEN, *USUAL, *(f"{shape}_{m}" for shape in SHAPE_NAMES for m in _BINS))
+COUNTED = (*ANCHORS, *SPANS, *SEEN, *(f"{shape}_{m}" for shape in SHAPE_NAMES for m in _BINS))
 """Names of the numbers."""
 
 
@@ -75,10 +67,7 @@ def counted_context(measured: Measured, band: str, direct: DirectCounts | None =
         _log_range(sky - sky.min() + typical) if sky.size else 0.0, _log_range(noise) if noise.size else 0.0,
     ]  # fmt: skip
     shapes = np.log10(1.0 + _by_shape(measured.peaks, zero, locus, encircled_share(locus)))
-    usual = direct_counts(measured, band, locus=LOCUS[band]).counts
-    numbers = np.concatenate(
-        [log, span, seen, np.log10(1 + np.maximum(np.nan_to_num(usual, nan=0.0), 0)), shapes.ravel()]
-    )
+    numbers = np.concatenate([log, span, seen, shapes.ravel()])
     return np.nan_to_num(numbers, nan=0.0, posinf=6.0, neginf=0.0).astype(np.float32)
 
 
@@ -121,15 +110,8 @@ def _by_shape(peaks: NDArray, zero_point: float, locus: float, encircled: float)
     sharpest = float(star_sharpness(np.array(locus))) + SHARP_EXCESS
     blunt = peaks[:, :, sharpest > SHARPNESS].sum(2)
     sharp = peaks.sum((1, 2)) - blunt.sum(1)
-    place = np.searchsorted(OFFSETS, CONCENTRATION + 0.01 - locus)
-    where = np.searchsorted(SHAPES_SEEN, CONCENTRATION + 0.01)
-    table = np.stack(
-        [
-            *(blunt[:, place == k].sum(1) for k in range(len(OFFSETS) + 1)),
-            sharp,
-            *(blunt[:, where == k].sum(1) for k in range(len(SHAPES_SEEN) + 1)),
-        ]
-    ).astype(np.float64)
+    place, bins = np.searchsorted(OFFSETS, CONCENTRATION + 0.01 - locus), len(OFFSETS) + 1
+    table = np.stack([*(blunt[:, place == k].sum(1) for k in range(bins)), sharp]).astype(np.float64)
     edges = zero_point - 2.5 * (np.append(FLUX, FLUX[-1] + 0.1) - np.log10(locus * encircled))
     brighter = np.concatenate([np.zeros((len(table), 1)), np.cumsum(table[:, ::-1], 1)], 1)
     found = np.array([np.interp(EDGES, edges[::-1], row) for row in brighter])

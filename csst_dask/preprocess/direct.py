@@ -17,7 +17,7 @@ from csst_dask.errors import ConfigError
 from csst_dask.instrument import BAND_TABLE
 from csst_dask.preprocess.measure import Measured
 from csst_dask.preprocess.peaks import LIGHT, THRESHOLD
-from csst_dask.preprocess.stellar_locus import LOCUS_WIDTH, star_sharpness, star_width, stellar_locus
+from csst_dask.preprocess.stellar_locus import LOCUS_WIDTH, passing_share, star_sharpness, star_width, stellar_locus
 from csst_dask.schema import BRIGHT_LIMIT, CONCENTRATION, FLUX, MAGNITUDES, SHAPE_OF, SHAPES, SHARPNESS, TILES
 
 SHARP_EXCESS, SHARP_NOISE = 0.03, 1.5
@@ -31,11 +31,14 @@ GALAXIES = 0.12
 """Compact galaxies within the window, in units of those in a window of the same width below it."""
 EXCESS = 0.08
 """Hot pixels and cosmic rays are more concentrated than stars by this and by what noise does."""
-STRAY_SHARP, STRAY_EXTENDED = 0.2, 0.1
-"""Cosmic rays and hot pixels that pass for stars, in units of those that do not; and galaxies likewise: how many, one
-cannot tell, and so they are errors."""
+STRAY_RAYS, STRAY_SHARP, STRAY_EXTENDED = 0.5, 0.2, 0.1
+"""What may be wrong with these: a share of what is taken off for cosmic rays, of all that is too sharp, and of galaxies
+just below the window."""
 STRAY_FAINT, CLEAR = 0.35, 1.6
 """Share of peaks below so many times the threshold that may be noise that is not that of single pixels."""
+STRAY_LOCUS, MIXED = 0.35, 1.5
+"""Share of the counts that may be others where the variance about the locus is one more than so many times that of
+stars; none at so many."""
 HALF_SATURATED = 0.5
 """Standard deviation of the number of stars with one to three saturated pixels, in units of those with more."""
 BLEND_AREA = 19.0
@@ -113,7 +116,7 @@ def direct_counts(
     valid = measured["valid"]
     share, noise = float(valid.mean()), _typical(measured.noise)
     open_share = share - REACH * float(np.minimum(1 - valid, SCATTERED).mean())
-    if not share > 0 or not np.isfinite(noise):
+    if not share > 0 or not noise > 0:
         nothing = np.full(len(MAGNITUDES), np.nan)
         return DirectCounts(nothing, nothing.copy(), np.full((TILES, TILES), np.nan), float("nan"), float("nan"))
     pixels = measured.n_valid / share
@@ -135,6 +138,7 @@ def direct_counts(
     hidden = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, whole * (1 / complete - 1), 0)[::-1]))
     removed = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, galaxies, 0)[::-1]))
     wrong = np.interp(limits, edges[::-1], np.cumsum(np.where(counted, stray, 0)[::-1]))
+    mixed = float(np.clip((scatter / LOCUS_WIDTH) ** 2 - MIXED, 0, 1))
     error = np.sqrt(
         1
         + (HALF_SATURATED * saturated) ** 2
@@ -142,7 +146,7 @@ def direct_counts(
         + hidden
         + removed
         + removed**2
-        + wrong**2
+        + (wrong + STRAY_LOCUS * mixed * counts) ** 2
         + (SYSTEMATIC * counts) ** 2
         + (BLEND_ERROR * (counts - single)) ** 2
     )
@@ -170,17 +174,20 @@ def _stars(
     """Peaks that are stars, less compact galaxies; the latter; and what else may pass for stars: by step of flux."""
     spread = np.hypot(scatter, 4 * locus**2 * noise / light)
     sharpest = float(star_sharpness(np.array(locus))) + SHARP_EXCESS + SHARP_NOISE * noise / light
-    shown = (peaks * (sharpest[:, None] > SHARPNESS)[:, None]).sum(2)
-    shown = shown * (locus + EXCESS + 3 * spread[:, None] > CONCENTRATION + 0.01)
+    passing = (peaks * (sharpest[:, None] > SHARPNESS)[:, None]).sum(2)
+    sharp = peaks.sum(2) - passing
+    cosmic = passing_share(CONCENTRATION + 0.01) * sharp
+    shown = passing * (locus + EXCESS + 3 * spread[:, None] > CONCENTRATION + 0.01)
 
-    def above(least: float) -> NDArray[np.float64]:
+    def above(some: NDArray[np.float64], least: float) -> NDArray[np.float64]:
         """Peaks above a concentration; the step that it cuts counts by its part."""
-        return shown @ np.clip((CONCENTRATION + 0.02 - least) / 0.02, 0, 1)
+        return some @ np.clip((CONCENTRATION + 0.02 - least) / 0.02, 0, 1)
 
-    window = above(locus - WINDOW)
-    galaxies = np.minimum(GALAXIES * (above(locus - 2 * WINDOW) - window), window)
-    every = shown.sum(1)
-    stray = STRAY_SHARP * (peaks.sum((1, 2)) - every) + STRAY_EXTENDED * (every - window)
+    window, wider = above(shown, locus - WINDOW), above(shown, locus - 2 * WINDOW)
+    rays = np.minimum(above(cosmic * (shown > 0), locus - WINDOW), window)
+    window = window - rays
+    galaxies = np.minimum(GALAXIES * (wider - window - rays), window)
+    stray = STRAY_RAYS * rays + STRAY_SHARP * sharp.sum(1) + STRAY_EXTENDED * (wider - window - rays)
     return (window - galaxies) / ndtr(WINDOW / spread), galaxies, stray
 
 

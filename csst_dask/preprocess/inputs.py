@@ -41,7 +41,7 @@ WITH_CONTEXT = ("maps", "context", "counts")
 """Kinds of inputs that come with context."""
 
 WITH_COUNTS = ("counts",)
-"""Kinds whose context tells what was counted, too."""
+"""Kinds whose context tells what was counted, and no maps."""
 
 USUAL_EXPTIME = 150.0
 """s"""
@@ -49,8 +49,8 @@ USUAL_EXPTIME = 150.0
 _FIRST = (*(f"band_{band}" for band in BANDS), "log_exptime")
 CONTEXT = (*_FIRST, *STATISTICS, *HISTOGRAMS)
 """Names of the numbers of the context; the histograms come last."""
-CONTEXT_COUNTS = (*_FIRST, *COUNTED, *STATISTICS, *HISTOGRAMS)
-"""The same with what was counted."""
+CONTEXT_COUNTS = (*_FIRST, *COUNTED)
+"""With what was counted instead of the maps: counts hold where maps of another sky mislead."""
 
 
 def input_channels(kind: str) -> int:
@@ -142,7 +142,7 @@ def anchor_count(kind: str) -> int:
 
 def histogram_length(kind: str) -> int:
     """How many of these, the last ones, are bins of joint histograms."""
-    return len(HISTOGRAMS) if context_length(kind) else 0
+    return len(HISTOGRAMS) if context_length(kind) and kind not in WITH_COUNTS else 0
 
 
 def make_context(
@@ -152,7 +152,9 @@ def make_context(
     band: Bands,
     counted: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Context of a block of chips: band, exposure time, statistics and joint histograms of the maps.
+    """Context of a block of chips: band, exposure time, and what is seen.
+
+    Seen are statistics and joint histograms of the maps, or, for kinds of `WITH_COUNTS`, peaks and direct counts.
 
     Parameters
     ----------
@@ -183,8 +185,8 @@ def make_context(
     if kind in WITH_COUNTS:
         if counted is None:
             raise ValueError(f"inputs of the kind {kind!r} need what was counted on the chips")
-        out[:, start : start + len(COUNTED)] = counted
-        start += len(COUNTED)
+        out[:, start:] = counted
+        return out
     with np.errstate(all="ignore"):
         for chip, (blocks, sigma, spread) in enumerate(_each_chip(block_stats, scalars)):
             out[chip, start : -len(HISTOGRAMS)] = block_statistics(blocks, sigma, spread)

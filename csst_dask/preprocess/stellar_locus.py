@@ -6,26 +6,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csst_dask.preprocess.peaks import LIGHT
-from csst_dask.schema import CONCENTRATION, FLUX, SHARPNESS
+from csst_dask.schema import CONCENTRATION, SHARPNESS
 
 LOCUS = {"NUV": 0.87, "u": 0.845, "g": 0.83, "r": 0.82, "i": 0.79, "z": 0.76, "y": 0.75}
 """Where the stellar locus of a band is expected."""
 WIDTH = (7.4, -6.8)
 """FWHM of stars, pixel, by their concentration: the first, and the second times that."""
 WIDTH_SPREAD, WIDTH_END = 0.22, 0.40
-"""Standard deviation of the natural logarithm of that from one instrument to another; and where, about, it ends."""
+"""Standard deviation of the natural logarithm of that from one instrument to another, and where, about, it ends."""
 LOCUS_WIDTH = 0.02
 """Standard deviation of bright stars about the locus of their chip, for where they lie on the pixels."""
 LOCI = (0.50, 0.925, 0.005)
-"""First, end and step of the loci that are tried: those of images 0.7 to 1.6 times as wide as the telescope's."""
+"""First, end and step of the loci that are tried."""
 FLAT, FLAT_WIDTH = 0.365, 0.022
 """Concentration of large galaxies, whose light changes little over 5 x 5 pixels, and its standard deviation."""
 CORE, CORE_WIDTH = 0.40, 0.09
 """That of the cores of galaxies, in units of the way from there to the locus."""
 GALAXY_SHARES = ((0.85, 0.12), (0.6, 0.3), (0.3, 0.5))
 """Shares of large galaxies and of cores that are tried; the others lie anywhere below the locus."""
-COSMIC = ((0.50, 1.0), (0.87, 2.2), (0.97, 5.0))
-"""Concentrations from which on cosmic rays and hot pixels that are no sharper than stars lie so densely."""
+PASSING = (
+    (0.47, 0.51, 0.57, 0.63, 0.69, 0.77, 0.79, 0.87, 0.89, 0.95, 0.97, 0.99),
+    (0.30, 0.22, 0.12, 0.09, 0.055, 0.06, 0.50, 0.60, 1.60, 1.70, 0.40, 0.25),
+)
+"""Concentrations of cosmic rays, and how many are no sharper than stars for each that is. Tracks that cross
+5 x 5 pixels in a line have 0.6, whatever the camera."""
+SPURIOUS_FLOOR, BEYOND = 3.0, 0.925
+"""Cosmic rays and hot pixels in each step above this concentration, expected beside those that are too sharp,"""
+SPURIOUS_BASE = 0.1
+"""and in each step below."""
 SHARES, SPURIOUS = (0.005, *np.linspace(0.02, 0.98, 13)), (0.02, 0.1, 0.3, 0.6, 0.9)
 """Of stars among bright peaks, and of hot pixels and cosmic rays among the others, that are tried."""
 STRAY = 0.02
@@ -59,34 +67,33 @@ def stellar_locus(peaks: NDArray[np.float64], noise: float, band: str) -> tuple[
     Notes
     -----
     Bright peaks that are no sharper than stars of their concentration are stars, a Gaussian about the locus c of width
-    `LOCUS_WIDTH`; galaxies, large ones at `FLAT`, and cores that lie `CORE` of the way from there to c; and hot pixels
-    and cosmic rays, `COSMIC`. The likelihood for the best shares of each, times the prior, is largest at the locus.
-    The prior is one of the width of stars, next to that of the band: normal, with an end near half and twice the width.
+    `LOCUS_WIDTH`; galaxies, large ones at `FLAT`, and cores that lie `CORE` of the way from there to c; and cosmic rays
+    and hot pixels, as those suggest that are sharper, `PASSING`. The likelihood for the best shares of each, times the
+    prior, is largest at the locus.
+    The prior is one of the width of stars, near that of the band: log-normal, with an end on both sides.
     """
     at = np.asarray(CONCENTRATION + 0.01, np.float64)
     shown = peaks * (star_sharpness(at)[:, None] + SHARP_WIDTH > SHARPNESS + 0.02)
-    steps = np.arange(FLUX.size)
     # from the brightest peaks on, as many as there have to be, and none whose shape is noise
     brighter = np.cumsum(shown.sum((1, 2))[::-1])[::-1]
     first = int(np.searchsorted(LIGHT, BRIGHT_LIGHT * noise))
     enough = np.flatnonzero(brighter >= LOCUS_PEAKS)
     first = max(first, int(enough[-1])) if enough.size else first
-    number = shown[steps >= first].sum((0, 2))
+    number = shown[first:].sum((0, 2))
     number = number * min(1.0, LOCUS_PEAKS / max(number.sum(), 1.0))
-    locus = np.arange(*LOCI)
+    locus, usual = np.arange(*LOCI), star_width(LOCUS[band])
+    apart = np.log(star_width(locus) / usual)
     way = (at - FLAT) / (locus[:, None] - FLAT)
-    flat, cosmic = _bell(at, FLAT, FLAT_WIDTH), np.zeros(at.size)
-    for start, density in COSMIC:
-        cosmic[at > start] = density
+    sharp = (peaks[first:].sum(0) - shown[first:].sum(0)).sum(1)
+    cosmic = passing_share(at) * sharp + SPURIOUS_FLOOR * (at > BEYOND)
     stars = _normalised(_bell(at, locus[:, None], LOCUS_WIDTH))
     between = _normalised((at > FLAT) & (at < locus[:, None]))
-    flat, cosmic = _normalised(flat), _normalised(cosmic)
+    flat, cosmic = _normalised(_bell(at, FLAT, FLAT_WIDTH)), _normalised(cosmic + SPURIOUS_BASE)
     core = _normalised(_bell(way, CORE, CORE_WIDTH))
     galaxies = [large * flat + small * core + (1 - large - small) * between for large, small in GALAXY_SHARES]
     others = [(1 - e) * some + e * cosmic for some in galaxies for e in SPURIOUS]
     mixed = [(1 - STRAY) * (f * stars + (1 - f) * other) + STRAY / at.size for f in SHARES for other in others]
     likelihood = np.max(np.log(mixed) @ number, axis=0)
-    apart = np.log(star_width(locus) / star_width(LOCUS[band]))
     prior = -0.5 * ((apart / WIDTH_SPREAD) ** 2 + (apart / WIDTH_END) ** 6)
     mode = locus[np.argmax(likelihood + prior)]
     weight = number * (np.abs(at - mode) < 3 * LOCUS_WIDTH)
@@ -94,6 +101,11 @@ def stellar_locus(peaks: NDArray[np.float64], noise: float, band: str) -> tuple[
     centre = (weight @ at + mode) / total
     scatter = np.sqrt((weight @ (at - centre) ** 2 + 4 * LOCUS_WIDTH**2) / (weight.sum() + 4))
     return float(centre), float(scatter)
+
+
+def passing_share(concentration: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Cosmic rays no sharper than stars, in units of those that are sharper, `PASSING`."""
+    return np.asarray(np.interp(concentration, *PASSING))
 
 
 def star_width(locus: float | NDArray) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csst_dask.preprocess.inputs import WITH_COUNTS, context_length, input_channels, make_context, make_inputs
+from csst_dask.schema import BLOCK_STATS
 from csst_dask.training.samples import Samples
 
 BLOCK = 32
@@ -170,7 +171,10 @@ def _remove_orphans(folder: Path) -> None:
 
 def make_block(samples: Samples, rows: NDArray[np.int64], kind: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Inputs (k, channels, iy, ix) and context (k, context) of a few chips, float32."""
-    block_stats, band = samples.block_stats[rows], samples.band[rows]
+    band = samples.band[rows]
+    # what was counted goes without maps, which would take long to read
+    none = np.zeros((len(rows), len(BLOCK_STATS), 1, 1), np.float32)
+    block_stats = none if kind in WITH_COUNTS else samples.block_stats[rows]
     scalars = {name: values[rows] for name, values in samples.scalars.items()}
     counted = samples.counted(rows) if kind in WITH_COUNTS and samples.counted is not None else None
     return make_inputs(kind, block_stats, scalars, band), make_context(kind, block_stats, scalars, band, counted)

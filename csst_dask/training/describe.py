@@ -58,6 +58,8 @@ def describe_architecture(run: Run, module: nn.Module) -> str:
         f"{network['arch']}, {parameters:,} parameters; inputs `{network['inputs']}`: {network['channels']} channels "
         f"of maps{context}."
     )
+    if "anchors" in network:
+        text += " It corrects direct counts, within bounds that these set."
     if run.pretrained_file is None:
         return f"{text} Trained from scratch, from random weights of seed {run.config.seed}."
     return (
