@@ -17,6 +17,7 @@ from torch import Tensor
 
 from csst_dask.errors import ConfigError
 from csst_dask.inference.device import Amp, choose_precision, is_out_of_memory
+from csst_dask.inference.physics import PHYSICS, physics_reasons
 from csst_dask.models.calibrate import COUNT_QUANTILES, INTERVAL_LEVEL, interval
 from csst_dask.models.density import DensityNetwork, ask, class_log_chance
 from csst_dask.models.files import weights_folder
@@ -25,7 +26,7 @@ from csst_dask.preprocess.counted import COUNTED, counted_context
 from csst_dask.preprocess.direct import direct_counts
 from csst_dask.preprocess.inputs import SCALARS, WITH_COUNTS, context_definition, make_context, make_inputs
 from csst_dask.preprocess.measure import Measured
-from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, CROWDED, MAGNITUDES
+from csst_dask.schema import BLOCK_SHAPE, BLOCK_STATS, CROWDED, MAGNITUDES, REVIEW_REASONS
 
 KNOWN = (*SCALARS, "exptime")
 """Scalars of a chip that are given to the networks."""
@@ -199,6 +200,11 @@ class Predictor:
         if self.models.counts:
             counted = np.stack([counted_context(*chip) for chip in zip(measured, band, direct, strict=True)])
         found = self.predict(maps, scalars, band, places, counted)
+        learned = np.where(found["density_class"] == CROWDED, np.nan, found["log_bright"])
+        against = np.array(
+            [physics_reasons(*chip) for chip in zip(measured, band, exptime, direct, learned, strict=True)]
+        )
+        reasons = against @ np.array([REVIEW_REASONS[name] for name in PHYSICS])
         tiles = np.array([chip.tile for chip in direct])
         return (
             found
@@ -207,6 +213,7 @@ class Predictor:
                 "direct_counts": np.array([found.counts for found in direct], np.float32),
                 "direct_counts_error": np.array([found.error for found in direct], np.float32),
                 "direct_tile": np.array([found.tile for found in direct], np.float32),
+                "review_reason": reasons.astype(np.uint8),
             }
         )
 

@@ -8,7 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csst_dask.config import RoutingConfig
+from csst_dask.inference.physics import PHYSICS
 from csst_dask.schema import CROWDED, REVIEW_REASONS, ROUTE_CODES, ROUTE_FLAGS, ROUTES
+
+AGAINST = sum(REVIEW_REASONS[name] for name in PHYSICS)
+"""Bits of ``review_reason`` that follow from what was measured, whatever the thresholds."""
 
 
 def gate(crowded_probability: ArrayLike, config: RoutingConfig) -> NDArray[np.str_]:
@@ -41,6 +45,7 @@ def route(
     valid: ArrayLike,
     out_of_distribution: ArrayLike,
     config: RoutingConfig,
+    suspicious: ArrayLike = False,
 ) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
     """Route every chip.
 
@@ -58,6 +63,8 @@ def route(
         True: unlike the training data, so that its probabilities say nothing.
     config : RoutingConfig
         Thresholds, where a value equal to one is good enough, and costs.
+    suspicious : (n,) array_like of bool, optional
+        True: physics speaks against the chip, or against its counts.
 
     Returns
     -------
@@ -74,7 +81,7 @@ def route(
     applies = {
         "invalid": ~valid,
         "crowded": gates == "crowded",
-        "review": out_of_distribution | doubtful | (gates == "review"),
+        "review": out_of_distribution | doubtful | (gates == "review") | np.asarray(suspicious, bool),
         "sparse": bright_count < config.min_bright,
     }
     applies["standard"] = ~np.any(list(applies.values()), axis=0)
@@ -89,7 +96,8 @@ def route_chips(found: Mapping[str, NDArray], config: RoutingConfig) -> dict[str
     Parameters
     ----------
     found : mapping of str to array
-        At least ``class_probability``, ``bright_count``, ``confidence`` and ``out_of_distribution`` of each chip.
+        At least ``class_probability``, ``bright_count``, ``confidence`` and ``out_of_distribution`` of each chip, and
+        ``review_reason``, of which those of `physics.PHYSICS` stay.
     config : RoutingConfig
 
     Returns
@@ -100,13 +108,14 @@ def route_chips(found: Mapping[str, NDArray], config: RoutingConfig) -> dict[str
     """
     ood, confidence = np.asarray(found["out_of_distribution"], bool), np.asarray(found["confidence"])
     crowded = found["class_probability"][:, CROWDED]
-    names, flags = route(crowded, found["bright_count"], confidence, np.ones(ood.size, bool), ood, config)
+    against = np.asarray(found["review_reason"], np.uint8) & np.uint8(AGAINST)
+    names, flags = route(crowded, found["bright_count"], confidence, np.ones(ood.size, bool), ood, config, against > 0)
     reasons = {
         "out_of_distribution": ood,
         "low_confidence": ~ood & (confidence < config.min_confidence),
         "gate": ~ood & (gate(crowded, config) == "review"),
     }
-    why = sum(REVIEW_REASONS[name] * holds.astype(np.uint8) for name, holds in reasons.items())
+    why = against + sum(REVIEW_REASONS[name] * holds.astype(np.uint8) for name, holds in reasons.items())
     codes = {name: code for code, name in enumerate(ROUTE_CODES)}
     return {
         "route": np.array([codes[str(name)] for name in names], np.uint8),

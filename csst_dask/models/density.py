@@ -38,6 +38,9 @@ COMPONENTS = 60
 """Principal components of the histograms that the network sees."""
 CONTEXT_NOISE = 0.03
 """Standard deviation of what is added to the standardised context in training."""
+COUNTS_NOISE, DROPPED = 0.1, 0.2
+"""The same for networks that correct counts, and what is left out of their trunk: else they are too sure of what they
+have seen once."""
 PERCEPTRON = "perceptron"
 """Architecture without a body."""
 CONTEXT_PARTS = ("trunk", "context_head")
@@ -174,8 +177,8 @@ class DensityNetwork(nn.Module):
         with torch.autocast(context.device.type, enabled=False):  # half precision would round counts to 0.03 dex
             known = self._known(context.float())
             if self.training:
-                known = known + CONTEXT_NOISE * torch.randn_like(known)
-            told = self.trunk(known)
+                known = known + (COUNTS_NOISE if self.anchors else CONTEXT_NOISE) * torch.randn_like(known)
+            told = self._trunk(known)
             raw = self.context_head(told)
         if maps is not None and self.looks:
             pooled = self._look(maps, self.embed(known))
@@ -183,6 +186,15 @@ class DensityNetwork(nn.Module):
                 seen = self.project(self.level(pooled.float()))
                 raw = raw + self.maps_head(torch.cat([told, seen], dim=1))
         return self._correct(raw, context.float()) if self.anchors else self._finish(raw)
+
+    def _trunk(self, known: Tensor) -> Tensor:
+        """What the trunk makes of the context; a part is left out while a correction is learned."""
+        told = known
+        for layer in self.trunk:
+            told = layer(told)
+            if self.anchors and isinstance(layer, nn.GELU):
+                told = nn.functional.dropout(told, DROPPED, self.training)
+        return told
 
     def _look(self, maps: Tensor, embedded: Tensor) -> Tensor:
         """Means over the maps of all stages' features."""

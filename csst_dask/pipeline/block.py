@@ -19,7 +19,7 @@ from csst_dask.config import Config
 from csst_dask.errors import ChipRejected
 from csst_dask.inference.device import choose_device
 from csst_dask.inference.networks import ModelPair, predictor_of
-from csst_dask.inference.routing import route_chips
+from csst_dask.inference.routing import AGAINST, route_chips
 from csst_dask.maps.density import ChipForMap, DensitySums, chip_sums
 from csst_dask.maps.grid import HealpixGrid
 from csst_dask.models.calibrate import INTERVAL_LEVEL
@@ -41,7 +41,10 @@ SCALARS = ("band", "exptime", "zero_point", *STATISTICS)
 PLACE = ("band", "corner_ra", "corner_dec")
 """Per-chip variables that say where a chip lies."""
 
-ON_MAP = ("density_class", "bright_count", "bright_lower", "bright_upper", "route_flags", "out_of_distribution")
+ON_MAP = (
+    "density_class", "bright_count", "bright_lower", "bright_upper", "route_flags", "review_reason",
+    "out_of_distribution",
+)  # fmt: skip
 """Predictions that a map is made of."""
 
 VALID = BLOCK_STATS.index("valid")
@@ -348,6 +351,6 @@ def _for_map(chip: Mapping[str, Any], valid: NDArray[np.float32]) -> ChipForMap:
         bright_upper=float(chip["bright_upper"]),
         density_class=int(chip["density_class"]),
         crowded=bool(int(chip["route_flags"]) & ROUTE_FLAGS["crowded"]),
-        review=bool(chip["out_of_distribution"]),
+        review=bool(chip["out_of_distribution"]) or bool(int(chip["review_reason"]) & AGAINST),
         level=float(chip.get("level", INTERVAL_LEVEL)),
     )

@@ -13,7 +13,7 @@ from csst_dask.schema import FAILED, REJECTED, ROUTE_CODES, ROUTE_FLAGS
 from csst_dask.store import SurveyStore
 from csst_dask.store.layout import MEASURED, WHOLE
 
-ROUTED_BY = ("class_probability", "bright_count", "confidence", "out_of_distribution")
+ROUTED_BY = ("class_probability", "bright_count", "confidence", "out_of_distribution", "review_reason")
 """Predictions that decide the route."""
 
 UNSETTLED = "routing_unsettled"

@@ -71,6 +71,8 @@ class DirectCounts:
     """3 x 3 over 5 x 5 light of stars."""
     scatter: float
     """Standard deviation of bright stars about it."""
+    sharp: float = 0.0
+    """Peaks as bright as bright stars that are too sharp for them: hot pixels and cosmic rays without a flag."""
 
 
 def direct_counts(
@@ -123,7 +125,7 @@ def direct_counts(
     peaks = measured.peaks.astype(np.float64)
     locus, scatter = stellar_locus(peaks, noise, band) if locus is None else (locus, LOCUS_WIDTH)
     middle = LIGHT * 10**0.05
-    seen, galaxies, stray = _stars(peaks, middle, locus, scatter, noise)
+    seen, galaxies, stray, sharp = _stars(peaks, middle, locus, scatter, noise)
     stray = stray + STRAY_FAINT * seen * (middle < CLEAR * 3 * THRESHOLD * noise)
     complete = ndtr((middle - 3 * THRESHOLD * noise) / (3 * noise))
     counted = complete > LEAST_COMPLETE
@@ -155,7 +157,9 @@ def direct_counts(
         values[limits > faintest] = np.nan
     tile = _tiles(measured, peaks, seen, edges, valid)
     bright = counts[limits == BRIGHT_LIMIT][0]
-    return DirectCounts(counts, error, tile * (bright / tile.sum() if tile.sum() > 0 else 1.0), locus, scatter)
+    tile *= bright / tile.sum() if tile.sum() > 0 else 1.0
+    spurious = float(np.interp(BRIGHT_LIMIT, edges[::-1], np.cumsum(sharp[::-1])))
+    return DirectCounts(counts, error, tile, locus, scatter, spurious)
 
 
 def encircled_share(locus: float) -> float:
@@ -170,8 +174,8 @@ def _typical(noise: NDArray) -> float:
 
 def _stars(
     peaks: NDArray[np.float64], light: NDArray[np.floating], locus: float, scatter: float, noise: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Peaks that are stars, less compact galaxies; the latter; and what else may pass for stars: by step of flux."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Peaks that are stars, less compact galaxies; the latter; what else may pass for stars; and what is too sharp."""
     spread = np.hypot(scatter, 4 * locus**2 * noise / light)
     sharpest = float(star_sharpness(np.array(locus))) + SHARP_EXCESS + SHARP_NOISE * noise / light
     passing = (peaks * (sharpest[:, None] > SHARPNESS)[:, None]).sum(2)
@@ -188,7 +192,7 @@ def _stars(
     window = window - rays
     galaxies = np.minimum(GALAXIES * (wider - window - rays), window)
     stray = STRAY_RAYS * rays + STRAY_SHARP * sharp.sum(1) + STRAY_EXTENDED * (wider - window - rays)
-    return (window - galaxies) / ndtr(WINDOW / spread), galaxies, stray
+    return (window - galaxies) / ndtr(WINDOW / spread), galaxies, stray, sharp.sum(1)
 
 
 def _tiles(
