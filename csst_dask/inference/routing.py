@@ -97,7 +97,7 @@ def route_chips(found: Mapping[str, NDArray], config: RoutingConfig) -> dict[str
     ----------
     found : mapping of str to array
         At least ``class_probability``, ``bright_count``, ``confidence`` and ``out_of_distribution`` of each chip, and
-        ``review_reason``, of which those of `physics.PHYSICS` stay.
+        ``review_reason``, if any is known, of which those of `physics.PHYSICS` stay.
     config : RoutingConfig
 
     Returns
@@ -108,7 +108,7 @@ def route_chips(found: Mapping[str, NDArray], config: RoutingConfig) -> dict[str
     """
     ood, confidence = np.asarray(found["out_of_distribution"], bool), np.asarray(found["confidence"])
     crowded = found["class_probability"][:, CROWDED]
-    against = np.asarray(found["review_reason"], np.uint8) & np.uint8(AGAINST)
+    against = np.broadcast_to(np.asarray(found.get("review_reason", 0), np.uint8), ood.shape) & np.uint8(AGAINST)
     names, flags = route(crowded, found["bright_count"], confidence, np.ones(ood.size, bool), ood, config, against > 0)
     reasons = {
         "out_of_distribution": ood,
