@@ -7,33 +7,37 @@ Errors are mean absolute differences of log10(1 + N), dex.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from csst_dask import Survey, direct_counts
-from csst_dask.preprocess import Measured
+from csst_dask import direct_counts
+from csst_dask.preprocess.measure import STATISTICS, Measured
 from csst_dask.schema import BANDS, BRIGHT_LIMIT, MAGNITUDES
+from csst_dask.store import SurveyStore
 from csst_dask.store.layout import MEASURED
 
 MANY = 30
 """Stars from which on a chip counts in the second column of errors."""
 
 
-def measured_chips(store: str) -> list[tuple[Measured, str, np.ndarray]]:
-    """What is stored of each chip that is done and has truth: measurements, band and N(< m)."""
-    chips = Survey(store, quiet=True).chips
-    chips = chips.isel(chip=np.flatnonzero((chips["status"] == "done") & (chips["n_bright"] >= 0)))
-    found = []
-    for row in range(chips.sizes["chip"]):
-        chip = chips.isel(chip=row).load()
-        scalars = (float(chip[name]) for name in ("pixel_mean", "pixel_std", "n_valid", "sky_level", "sky_sigma"))
-        mean, std, n_valid, level, sigma = scalars
-        stats = chip["block_stats"].values.astype(np.float64)
-        rest = {name: chip[name].values for name in MEASURED if name != "block_stats"}
-        measured = Measured(stats, mean, std, int(n_valid), level, sigma, **rest, zero_point=float(chip["zero_point"]))
-        found.append((measured, str(chip["band"].values), chip["n_brighter"].values.astype(float)))
-    return found
+BLOCK = 50
+"""Chips that are read at a time."""
+
+
+def measured_chips(path: str, most: int) -> Iterator[tuple[Measured, str, np.ndarray]]:
+    """What is stored of each chip that is done and has truth: measurements, band and N(< m); ``most`` at random."""
+    store = SurveyStore.read(path)
+    scalars = store.scalars(("status", "n_bright", "n_brighter", "band", "zero_point", *STATISTICS))
+    rows = np.flatnonzero((scalars["status"].values == "done") & (scalars["n_bright"].values >= 0))
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
+    for some in np.array_split(rows, max(1, len(rows) // BLOCK)):
+        arrays = {name: store.read_chips(name, some) for name in MEASURED}
+        for place, row in enumerate(some):
+            chip = {name: scalars[name].values[row] for name in ("band", "zero_point", *STATISTICS)}
+            measured = Measured.of({name: values[place] for name, values in arrays.items()}, chip)
+            yield measured, str(chip["band"]), scalars["n_brighter"].values[row].astype(float)
 
 
 def summary(chips: pd.DataFrame) -> pd.Series:
@@ -55,9 +59,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Direct counts against truth")
     parser.add_argument("stores", nargs="+")
+    parser.add_argument("--chips", type=int, default=1000, help="of each store at most, at random")
+    options = parser.parse_args()
     rows = []
-    for store in parser.parse_args().stores:
-        for measured, band, true in measured_chips(store):
+    for store in options.stores:
+        for measured, band, true in measured_chips(store, options.chips):
             found = direct_counts(measured, band)
             for m, n, error, wanted in zip(MAGNITUDES, found.counts, found.error, true, strict=True):
                 if np.isfinite(n) and wanted >= 0:
