@@ -11,8 +11,8 @@ from csst_dask.simulation.detector import (
     FLAG_HOT,
     FLAG_SATURATED,
     FLAG_WARM,
-    TRACK_LENGTH,
     DetectorModel,
+    Rays,
     add_cosmic_rays,
     add_defects,
     bleed,
@@ -228,11 +228,44 @@ def test_cosmic_rays_flag_every_pixel_they_touch_and_carry_their_charge():
     add_cosmic_rays(frame, flags, model, 600.0, np.random.default_rng(0))
     np.testing.assert_array_equal(flags == FLAG_COSMIC_RAY, frame > 0)
     hits = 1.1 * 85 * 600 * frame.size / 85_082_112
-    length = np.random.default_rng(1).lognormal(*TRACK_LENGTH, 100_000)
+    length = np.random.default_rng(1).lognormal(*Rays().length, 100_000)
     # about 80 electrons per micron along a path through 10 um pixels, 16 um thick
     assert frame.sum() == pytest.approx(hits * 800 * np.hypot(length, 1.6).mean(), rel=0.15)
     # a published exposure of 150 s has 66 791 such pixels
     assert (flags > 0).sum() / frame.size * 85_082_112 / 4 == pytest.approx(66_791, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "rays", [Rays(diffusion=0.1), Rays(diffusion=0.6), Rays(curled=1.0), Rays(diffusion=0.3, curled=0.5)]
+)
+def test_charge_that_spreads_or_winds_is_all_there_and_flagged(rays):
+    straight, marks = np.zeros((2, 1500, 1500), np.float32), np.zeros((2, 1500, 1500), np.uint16)
+    for frame, flags, laws in zip(straight, marks, (Rays(), rays), strict=True):
+        add_cosmic_rays(frame, flags, DetectorModel(), 600.0, np.random.default_rng(0), laws)
+    other = straight[1].sum(dtype=float)
+    assert other == pytest.approx(straight[0].sum(dtype=float), rel=0.02)  # some tracks leave the frame elsewhere
+    assert straight[1][marks[1] == 0].sum(dtype=float) < 2e-3 * other
+    assert (marks[1] > 0).sum() > (marks[0] > 0).sum()
+    assert (straight[1] >= 0).all()
+
+
+def test_spread_charge_is_less_sharp():
+    peaks = []
+    for diffusion in (0.0, 0.2, 0.4, 0.6):
+        frame, flags = np.zeros((1500, 1500), np.float32), np.zeros((1500, 1500), np.uint16)
+        rays = Rays(diffusion=diffusion, length=(-0.5, 0.3))
+        add_cosmic_rays(frame, flags, DetectorModel(), 600.0, np.random.default_rng(0), rays)
+        peaks.append(frame.max())
+    assert (np.diff(peaks) < 0).all()
+
+
+def test_there_are_as_many_as_the_rate_says():
+    numbers = []
+    for rate in (0.2, 1.0, 3.0):
+        frame, flags = np.zeros((1500, 1500), np.float32), np.zeros((1500, 1500), np.uint16)
+        add_cosmic_rays(frame, flags, DetectorModel(), 600.0, np.random.default_rng(0), Rays(rate=rate))
+        numbers.append(frame.sum(dtype=float) / rate)
+    np.testing.assert_allclose(numbers, numbers[1], rtol=0.15)
 
 
 def test_cosmic_rays_belong_to_their_generator():

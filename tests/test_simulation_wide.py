@@ -104,6 +104,8 @@ def test_draws_fill_their_ranges():
         ([x.masked for x in faults], (0, 0.4)), ([np.ptp(x.offset) for x in faults], (0, 3)),
         ([max(np.abs(np.array(x.gain) - 1)) for x in faults], (0, 0.02)),
         ([s for x in laws for s in x.stars.slopes], star_law.SLOPES), ([x.stars.knee for x in laws], star_law.KNEE),
+        ([x.rays.rate for x in laws], wide.RAYS), ([x.rays.diffusion for x in laws], (0, 0.6)),
+        ([x.rays.curled for x in laws], (0, 0.5)),
     ):  # fmt: skip
         assert low - 1e-6 <= min(values) < low + 0.15 * (high - low)
         assert high - 0.2 * (high - low) < max(values) <= high + 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -15,13 +16,32 @@ DARK_INDEX = 0.7
 """Pixels with a dark current above d are as many as d to the power of minus this."""
 LONGEST_EXPOSURE = 600.0
 """Pixels are drawn down to the dark current that makes them warm in this time, s."""
-TRACK_LENGTH = (0.98, 0.7)
-"""Mean and scatter of ln(length / pixel) of cosmic-ray tracks on the frame."""
 ELECTRONS_PER_PIXEL = 800.0
 """What a minimum ionising particle frees along the side of a pixel: 80 e- per micron of silicon."""
 
 _FULL_FRAME = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 _COLUMN_RESPONSE = 0.3
+WINDING, TURNS = 0.4, 64
+"""Scatter of the angle by which a slow electron turns in a quarter of a pixel; after so many turns they repeat."""
+LEAST_DIFFUSION = 0.05
+"""pixel"""
+SQRT2 = math.sqrt(2.0)
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Laws of cosmic rays."""
+
+    rate: float = 1.0
+    """Hits, in units of those of the detector's model."""
+    length: tuple[float, float] = (0.98, 0.7)
+    """Mean and scatter of ln(length / pixel) of the tracks on the frame."""
+    straggling: tuple[float, float] = (-0.055, 0.33)
+    """Mean and scatter of the logarithm of the charge, in units of what the path frees."""
+    diffusion: float = 0.0
+    """Standard deviation of what the charge spreads by on its way to the gates, pixel."""
+    curled: float = 0.0
+    """Share of slow electrons, whose tracks wind."""
 
 
 @dataclass(frozen=True)
@@ -228,35 +248,68 @@ def _tracks(frame, flags, y, x, angle, length, charge):
                 flags[row, column] |= FLAG_COSMIC_RAY
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _spread_tracks(frame, flags, y, x, angle, length, charge, turn, sigma, least):
+    """Tracks whose charge spreads as a Gaussian; pixels that get less than ``least`` of a step have no flag."""
+    ny, nx = frame.shape
+    reach = int(np.ceil(3 * sigma))
+    for k in range(y.shape[0]):
+        steps = int(4 * length[k]) + 1
+        share, stride = charge[k] / steps, length[k] / steps
+        row, column, heading = y[k], x[k], angle[k]
+        for step in range(steps):
+            top, left = int(np.floor(row)), int(np.floor(column))
+            for i in range(max(top - reach, 0), min(top + reach + 1, ny)):
+                down = math.erf((i + 1 - row) / sigma / SQRT2) - math.erf((i - row) / sigma / SQRT2)
+                for j in range(max(left - reach, 0), min(left + reach + 1, nx)):
+                    along = math.erf((j + 1 - column) / sigma / SQRT2) - math.erf((j - column) / sigma / SQRT2)
+                    light = 0.25 * share * down * along
+                    frame[i, j] += light
+                    if light > least:
+                        flags[i, j] |= FLAG_COSMIC_RAY
+            heading += turn[k, step % turn.shape[1]]
+            row += np.sin(heading) * stride
+            column += np.cos(heading) * stride
+
+
 def add_cosmic_rays(
     frame: NDArray[np.float32],
     flags: NDArray[np.uint16],
     model: DetectorModel,
     exptime: float,
     rng: np.random.Generator,
+    rays: Rays = Rays(),
 ) -> None:
-    """Add straight tracks with log-normal lengths, in place.
+    """Add tracks with log-normal lengths, in place.
 
-    Charge goes with the path through 16 micron of silicon, with a log-normal scatter of a third for straggling.
+    Charge goes with the path through 16 micron of silicon, with a log-normal scatter for straggling.
 
     Parameters
     ----------
     frame : (ny, nx) float32 array
         Electrons.
     flags : (ny, nx) uint16 array
-        The cosmic-ray bit is set on every pixel of a track.
+        The cosmic-ray bit is set on every pixel of a track; where charge spreads, on those that get more than a
+        twentieth of the read noise in a step of a quarter pixel.
     model : DetectorModel
     exptime : float
         s
     rng : numpy.random.Generator
         Of the exposure and detector.
+    rays : Rays, optional
+        By default straight tracks of charge that does not spread.
     """
     ny, nx = frame.shape
-    n = rng.poisson(model.cosmic_ray_rate * model.area * exptime * ny * nx / _FULL_FRAME)
-    length = rng.lognormal(*TRACK_LENGTH, n)
-    charge = ELECTRONS_PER_PIXEL * np.hypot(length, 1.6) * rng.lognormal(-0.055, 0.33, n)
+    n = rng.poisson(rays.rate * model.cosmic_ray_rate * model.area * exptime * ny * nx / _FULL_FRAME)
+    length = rng.lognormal(*rays.length, n)
+    charge = ELECTRONS_PER_PIXEL * np.hypot(length, 1.6) * rng.lognormal(*rays.straggling, n)
     y, x, angle = rng.uniform(0, ny, n), rng.uniform(0, nx, n), rng.uniform(0, 2 * np.pi, n)
-    _tracks(frame, flags, y, x, angle, length, charge)
+    if not rays.diffusion and not rays.curled:
+        _tracks(frame, flags, y, x, angle, length, charge)
+        return
+    turn = WINDING * rng.standard_normal((n, TURNS)) * (rng.random((n, 1)) < rays.curled)
+    sigma = max(rays.diffusion, LEAST_DIFFUSION)
+    _spread_tracks(frame, flags, y, x, angle, length, charge, turn, sigma, model.read_noise / 20)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"})

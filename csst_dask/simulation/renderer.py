@@ -111,7 +111,8 @@ class Renderer:
         for trail in shot.trails:
             artefacts.add_trail(frame, flags, trail, psf, shot.noise, shot.corner)
         if shot.cosmic_rays:
-            ccd.add_cosmic_rays(frame, flags, shot.model, shot.exptime, np.random.default_rng(shot.random(1)))
+            rng = np.random.default_rng(shot.random(1))
+            ccd.add_cosmic_rays(frame, flags, shot.model, shot.exptime, rng, shot.rays)
         ccd.bleed(frame, flags, *shot.saturating, shot.room)
         if shot.defects:
             rng = ccd.defect_rng(shot.seed, shot.detector)

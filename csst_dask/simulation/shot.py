@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
 from csst_dask.schema import FRAME_SHAPE
 from csst_dask.simulation.artefacts import Trail
-from csst_dask.simulation.detector import DetectorModel
+from csst_dask.simulation.detector import DetectorModel, Rays
 from csst_dask.simulation.psf import PSF, field_psf
 from csst_dask.simulation.psf_families import family_psf
 from csst_dask.simulation.sersic import pixel_shape
@@ -94,6 +94,11 @@ class Shot:
     def room(self) -> float:
         """What a pixel holds above the background, electron."""
         return self.model.full_well - self.background
+
+    @property
+    def rays(self) -> Rays:
+        """Laws of its cosmic rays."""
+        return self.wide.laws.rays if self.wide else Rays()
 
     @property
     def saturating(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

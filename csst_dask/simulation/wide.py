@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from csst_dask.instrument.focal_plane import BAND_TABLE, PIXEL_SCALE
+from csst_dask.simulation.detector import Rays
 from csst_dask.simulation.physics import Optics, SkyPhysics
 from csst_dask.simulation.psf import gaussian_fwhm
 from csst_dask.simulation.psf_families import FAMILIES, Shape
@@ -27,6 +28,8 @@ HALO = (0.005, 0.04)
 GALAXIES = (0.2, 4.0)
 """Number against the mean sky."""
 SIZES = (0.6, 1.6)
+RAYS = (0.2, 3.0)
+"""Cosmic rays against the nominal number."""
 ABERRATED = 0.025
 """Largest root mean square of an aberration, wavelengths."""
 JITTER = 0.1225
@@ -71,6 +74,7 @@ class Laws:
     """Whether there are flags at all."""
     cores: float
     """Share of the bright stars whose core is flagged as a cosmic ray."""
+    rays: Rays
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,20 @@ def draw_laws(seed: int, index: int, crowded: bool = False) -> Laws:
         missed=_now_and_then(rng, 0.7, rng.uniform(0, 0.1)),
         flagged=bool(rng.random() > 0.15),
         cores=_now_and_then(rng, 0.4, rng.uniform(0, 0.1)),
+        rays=_draw_rays(rng),
     )  # fmt: skip
+
+
+def _draw_rays(rng: np.random.Generator) -> Rays:
+    """Short tracks that look like stars, long ones, winding ones, of charge that spreads more or less or not at all."""
+    straggling = float(rng.uniform(0.2, 0.8))
+    return Rays(
+        rate=_log_uniform(rng, RAYS),
+        length=(float(rng.uniform(-0.7, 1.6)), float(rng.uniform(0.3, 1.0))),
+        straggling=(-0.5 * straggling**2, straggling),
+        diffusion=_now_and_then(rng, 0.75, rng.uniform(0.1, 0.6)),
+        curled=_now_and_then(rng, 0.5, rng.uniform(0, 0.5)),
+    )
 
 
 def draw_exposure(seed: int, index: int) -> tuple[float, Optics, SkyPhysics]:
