@@ -183,17 +183,29 @@ COMMANDS = (
     ("predicted", "predict_with_other_weights"), ("predicted", "reroute"), ("predicted", "map"), ("empty", "run"),
     ("predicted", "export"),
 )  # fmt: skip
+ALIKE = (("changed", "update"), ("superseded", "ingest"))
+"""Commands that make the writes of a first ingest, and some more: every other one of theirs is for the long tests."""
 
 
-@pytest.mark.parametrize(
-    ("before", "command"),
-    [
-        # a whole run makes the writes of the others, and takes as long as all of them
-        pytest.param(*case, id=f"{case[1]}-{case[0]}", marks=[pytest.mark.long] if case[1] == "run" else [])
-        for case in COMMANDS
-    ],
-)
-def test_a_command_that_died_at_any_write_ends_in_the_undisturbed_result(stages, tmp_path, before, command):
+def cases() -> list:
+    """Folder, command, first write to die at, and steps between."""
+    found = []
+    for before, command in COMMANDS:
+        for first in range(2 if (before, command) in ALIKE else 1):
+            # a whole run makes the writes of the others, and takes as long as all of them
+            long = command == "run" or first > 0
+            name, step = f"{command}-{before}", 2 if (before, command) in ALIKE else 1
+            marks = [pytest.mark.long] if long else []
+            found.append(
+                pytest.param(before, command, first, step, id=f"{name}-{first}" if step > 1 else name, marks=marks)
+            )
+    return found
+
+
+@pytest.mark.parametrize(("before", "command", "first", "step"), cases())
+def test_a_command_that_died_at_any_write_ends_in_the_undisturbed_result(
+    stages, tmp_path, before, command, first, step
+):
     base, config = stages
     folder = tmp_path / "case"
 
@@ -204,7 +216,7 @@ def test_a_command_that_died_at_any_write_ends_in_the_undisturbed_result(stages,
 
     getattr(fresh(), command)()
     expected = state(folder)
-    last, ended = 0, False
+    last, ended = first, False
     while not ended:
         case = fresh()
         with writing(Writes(last)) as writes, pytest.MonkeyPatch.context() as patch:
@@ -220,6 +232,6 @@ def test_a_command_that_died_at_any_write_ends_in_the_undisturbed_result(stages,
             assert_same(folder, expected)
         except AssertionError as error:
             raise AssertionError(f"after a death at write {last + 1}: {error}") from None
-        last += 1
+        last += step
     assert last > 3, "the command writes nothing that could be lost"
-    print(f"{command}: {last - 1} writes")
+    print(f"{command}: about {last - step} writes")

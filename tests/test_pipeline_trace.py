@@ -15,8 +15,8 @@ from csst_dask.store import SurveyStore
 
 PEAKS = {"preprocess/peaks.py", "preprocess/saturated.py", "instrument/cells.py"}
 """Modules that find what stands out of the sky."""
-COUNTS = {"preprocess/direct.py", "preprocess/stellar_locus.py"}
-"""Modules that count stars among it."""
+COUNTS = {"preprocess/direct.py", "preprocess/stellar_locus.py", "preprocess/counted.py", "inference/physics.py"}
+"""Modules that count stars among it, and tell whether they may be believed."""
 TRACED = Path(__file__).with_name("traced_run.py")
 
 
