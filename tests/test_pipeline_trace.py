@@ -17,6 +17,8 @@ PEAKS = {"preprocess/peaks.py", "preprocess/saturated.py", "instrument/cells.py"
 """Modules that find what stands out of the sky."""
 COUNTS = {"preprocess/direct.py", "preprocess/stellar_locus.py", "preprocess/counted.py", "inference/physics.py"}
 """Modules that count stars among it, and tell whether they may be believed."""
+LIMITS = {"inference/limits.py"}
+"""Modules that tell limits from counts."""
 TRACED = Path(__file__).with_name("traced_run.py")
 
 
@@ -50,8 +52,9 @@ def test_the_path_of_a_chip_is_short(trace):
     for needed in ("io/pixels.py", "preprocess/measure.py", "store/writer.py", "inference/predictor.py"):
         assert needed in others  # each stage has been traced
     assert "maps/density.py" in on_sky
-    assert set(others) >= PEAKS | COUNTS
-    assert len(others) <= 15 + len(PEAKS | COUNTS), others
+    needed = PEAKS | COUNTS | LIMITS
+    assert set(others) >= needed
+    assert len(others) <= 15 + len(needed), others
     assert len(on_sky) <= 3, on_sky
     assert around == ["runners/guard.py", "memory.py"]
 

@@ -140,6 +140,8 @@ class RoutingConfig(Section):
     """Fewer bright stars than this are too few for astrometry."""
     min_confidence: float = Field(0.6, ge=0, le=1)
     """A class probability below this asks for review."""
+    references: float = Field(200.0, gt=0)
+    """Stars that are enough for astrometry: ``reference_limit`` is the brightest magnitude with so many."""
     missed_cost: float = Field(5.0, ge=0)
     """Cost of a chip of density class 5 that the standard pipeline takes; a chip that the crowded one takes in vain
     costs 1 by default, and only ratios matter."""

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from csst_dask.config import RoutingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.inference.device import Amp, choose_precision, is_out_of_memory
+from csst_dask.inference.limits import confusion_limit, reference_limit
 from csst_dask.inference.physics import PHYSICS, physics_reasons
 from csst_dask.models.calibrate import COUNT_QUANTILES, INTERVAL_LEVEL, interval
 from csst_dask.models.density import DensityNetwork, ask, class_log_chance
@@ -36,6 +38,9 @@ CPU_BATCH = 8
 
 MAX_BATCH = 128
 """Chips per forward pass at most: larger ones are no faster, and a lost task would be many chips."""
+
+REFERENCES = RoutingConfig().references
+"""Stars that are enough for astrometry where nobody says how many."""
 
 TRIAL = 8
 """Chips of the pass whose memory is measured."""
@@ -173,6 +178,7 @@ class Predictor:
         band: Sequence[str],
         exptime: Sequence[float],
         places: Sequence[int] | None = None,
+        references: float = REFERENCES,
     ) -> dict[str, NDArray]:
         """Predict chips from what a pass over their pixels has measured.
 
@@ -185,12 +191,15 @@ class Predictor:
             s
         places : sequence of n int, optional
             As for `predict_batch`.
+        references : float
+            Stars on a frame that are enough for astrometry.
 
         Returns
         -------
         dict of arrays
-            Those of `predict_batch`; and ``direct_counts`` and ``direct_counts_error`` (n, magnitude) and
-            ``direct_tile`` (n, ty, tx) float32, from `csst_dask.preprocess.direct.direct_counts`.
+            Those of `predict_batch` and of `share_out`; ``direct_counts`` and ``direct_counts_error`` (n, magnitude)
+            and ``direct_tile`` (n, ty, tx) float32, from `csst_dask.preprocess.direct.direct_counts`; and
+            ``reference_limit`` and ``confusion_limit`` (n,) float32, AB magnitudes, from `csst_dask.inference.limits`.
         """
         direct = [direct_counts(chip, name) for chip, name in zip(measured, band, strict=True)]
         scalars = {name: np.array([getattr(chip, name) for chip in measured]) for name in SCALARS}
@@ -206,16 +215,18 @@ class Predictor:
         )
         reasons = against @ np.array([REVIEW_REASONS[name] for name in PHYSICS])
         tiles = np.array([chip.tile for chip in direct])
-        return (
-            found
-            | share_out(found, tiles)
-            | {
-                "direct_counts": np.array([found.counts for found in direct], np.float32),
-                "direct_counts_error": np.array([found.error for found in direct], np.float32),
-                "direct_tile": np.array([found.tile for found in direct], np.float32),
-                "review_reason": reasons.astype(np.uint8),
-            }
-        )
+        found |= share_out(found, tiles) | {
+            "direct_counts": np.array([chip.counts for chip in direct], np.float32),
+            "direct_counts_error": np.array([chip.error for chip in direct], np.float32),
+            "direct_tile": tiles.astype(np.float32),
+            "review_reason": reasons.astype(np.uint8),
+        }
+        counts = found["star_counts"], found["direct_counts"]
+        locus, pixels = [chip.locus for chip in direct], [chip.n_pixels for chip in measured]
+        return found | {
+            "reference_limit": reference_limit(*counts, references),
+            "confusion_limit": confusion_limit(*counts, locus, pixels),
+        }
 
     def _fitting(self) -> int:
         if self.device.type != "cuda":

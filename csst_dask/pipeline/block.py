@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csst_dask.config import Config
+from csst_dask.config import Config, RoutingConfig
 from csst_dask.errors import ChipRejected
 from csst_dask.inference.device import choose_device
 from csst_dask.inference.networks import ModelPair, predictor_of
@@ -283,8 +283,7 @@ def _predict(
     for number in sorted({row // batch for row in measured}):
         rows = [row for row in measured if row // batch == number]
         try:
-            found = _predict_pass(rows, known, measured, work.pair)
-            found |= route_chips(found, work.config.routing)
+            found = _predict_pass(rows, known, measured, work.pair, work.config.routing)
         except Exception as error:
             result.errors.update(dict.fromkeys(rows, error))
             continue
@@ -312,14 +311,20 @@ def stored_measurements(arrays: Mapping[str, Any], row: int, scalars: Mapping[st
 
 
 def _predict_pass(
-    rows: list[int], known: Mapping[int, dict], measured: Mapping[int, Measured], pair: ModelPair
+    rows: list[int],
+    known: Mapping[int, dict],
+    measured: Mapping[int, Measured],
+    pair: ModelPair,
+    routing: RoutingConfig,
 ) -> dict[str, NDArray]:
-    return predictor_of(pair).predict_chips(
+    found = predictor_of(pair).predict_chips(
         [measured[row] for row in rows],
         [str(known[row]["band"]) for row in rows],
         [float(known[row]["exptime"]) for row in rows],
         [row % pair.batch for row in rows],
+        routing.references,
     )
+    return found | route_chips(found, routing)
 
 
 # project on the sky

@@ -76,6 +76,12 @@ class Measured:
         arrays: dict[str, NDArray] = {"block_stats": self.maps.astype(np.float32)}
         return arrays | {name: getattr(self, name) for name in ("peaks", "tile_peaks", "saturated", "sky", "noise")}
 
+    @property
+    def n_pixels(self) -> int:
+        """Pixels of the frame, valid or not; 0 where none is valid."""
+        share = float(self["valid"].mean(dtype=np.float64))
+        return round(self.n_valid / share) if share > 0 else 0
+
     def __getitem__(self, channel: str) -> NDArray[np.floating]:
         return self.maps[BLOCK_STATS.index(channel)]
 
