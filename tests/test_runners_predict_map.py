@@ -96,6 +96,23 @@ def test_interrupted_prediction_can_be_read_mapped_and_resumed(client, store, co
     assert_same_result(store, fresh, "predictions")
 
 
+def test_chips_of_an_exposure_are_estimated_together(client, store, config):
+    predict(client, store, config)
+    assert "exposure_law" in Survey(store).predictions.attrs
+    with SurveyStore.write(store) as opened:  # small frames are unlike what the networks know
+        nothing = {"out_of_distribution": [False] * 12, "review_reason": [0] * 12}
+        opened.predictions.set_route(np.arange(12), nothing)
+    assert predict(client, store, config).done == 0
+    found = Survey(store).predictions.load()
+    np.testing.assert_array_equal(np.isfinite(found["log_star_exposure"]), np.isfinite(found["log_star"]))
+    together, exposure = found["log_star_exposure"].values, found["obs_id"].values
+    apart = [
+        abs(np.diff(values[exposure == name])) for name in set(exposure) for values in (together, found["log_star"])
+    ]
+    assert (np.concatenate(apart[::2]) <= np.concatenate(apart[1::2]) + 1e-6).all()
+    assert np.isfinite(together).all()
+
+
 def test_rejected_chips_enter_no_prediction(client, store, config):
     predict(client, store, config)
     before = Survey(store).predictions.load()
@@ -107,19 +124,24 @@ def test_rejected_chips_enter_no_prediction(client, store, config):
     assert after["density_class"].values[1] == -1
     assert np.isnan(after["bright_count"].values[1])
     assert after["route"].values[1] == "invalid"
-    keep = np.delete(np.arange(12), 1)
-    xr.testing.assert_identical(after.isel(chip=keep), before.isel(chip=keep))
+    keep, together = np.delete(np.arange(12), 1), "log_star_exposure"
+    xr.testing.assert_identical(after.isel(chip=keep).drop_vars(together), before.isel(chip=keep).drop_vars(together))
+    assert not np.isfinite(after[together].values[1])
+    other = after["obs_id"].values != after["obs_id"].values[1]
+    np.testing.assert_array_equal(after[together].values[other], before[together].values[other])
 
 
 def test_thresholds_change_routes_without_predicting_again(client, store, config):
     predict(client, store, config)
     before = Survey(store).predictions.load()
-    stricter = with_settings(config, {"routing.min_confidence": 1.0})
+    stricter = with_settings(config, {"routing.min_confidence": 1.0, "routing.references": 2.0})
     summary = predict(client, store, stricter)
     assert summary.done == 0
     found = Survey(store).predictions.load()
     assert set(found["route"].values.tolist()) <= {"review", "crowded"}
     assert found.attrs["routing_min_confidence"] == 1.0
+    assert np.isfinite(found["reference_limit"]).sum() > np.isfinite(before["reference_limit"]).sum()
+    assert not (found["reference_limit"] > before["reference_limit"]).any()
     assert ((found["review_reason"].values & 3) > 0).sum() >= ((before["review_reason"].values & 3) > 0).sum()
     predict(client, store, config)
     xr.testing.assert_identical(Survey(store).predictions.load(), before)

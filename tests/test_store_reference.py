@@ -24,9 +24,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "store-variables.md"
 SOMETIMES = {
     "attempts", "predict_attempts", "reason", "out_of_distribution", "review_reason", "confidence", "saturated",
     "n_star_tile", "n_bright_tile", "star_counts", "star_counts_lower", "star_counts_upper",
+    "log_star_exposure", "reference_limit", "confusion_limit",
 }  # fmt: skip
 """Variables that one chip may leave empty: nothing happened to it, it is out of distribution or not simulated, its
-stars are faint."""
+stars are few, faint or stand apart."""
 
 
 def test_the_page_of_all_variables_is_what_the_code_says():

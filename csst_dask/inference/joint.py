@@ -42,6 +42,11 @@ class JointModel:
     """(7,) standard deviation of the true counts of one exposure, dex, by level; see `LEVELS`."""
 
 
+TYPICAL = JointModel({}, 0.7, np.array([0.05, 0.25, 0.2, 0.05, 0.05, 0.06, 0.06]))
+"""For chips without truth, in units of half the 68 % interval: as simulated skies and the shipped networks are. A chip
+errs by less than its interval says, which is one for all bands and so for the worst of them."""
+
+
 def learn_joint(
     truth: ArrayLike, predicted: ArrayLike, scale: ArrayLike, band: ArrayLike, exposure: ArrayLike
 ) -> JointModel:

@@ -112,7 +112,7 @@ class Recorder:
         self._last_flush = time.monotonic()
 
     def finish(self) -> None:
-        """Write what is left, mark superseded versions, and route chips that have no prediction."""
+        """Write what is left, mark superseded versions, route chips without a prediction, and settle exposures."""
         self.flush()
         self.retry(lambda: settle(self.store))
 

@@ -14,7 +14,7 @@ from csst_dask.models.files import identify_pair
 from csst_dask.pipeline.block import Work
 from csst_dask.pipeline.plan import plan_predicting, predictions_of, scalars_of
 from csst_dask.pipeline.record import Recorder
-from csst_dask.pipeline.routes import prepare_predictions
+from csst_dask.pipeline.routes import prepare_predictions, settle
 from csst_dask.pipeline.skymap import MapPlan, MapSums, check_map, on_map
 from csst_dask.pipeline.source import open_files
 from csst_dask.pipeline.summary import Summary
@@ -89,6 +89,7 @@ def run_survey(
     progress, expect = stage("ingest, predict, map")
     if not files and not known and plan.is_made:
         announce(expect, [])
+        settle(store)  # of the predictions a map shows some alone
         found = plan.open_made(sky)
         read.seconds = time.monotonic() - start
         return {"ingest": read, "predict": predict, "map": sky}, found

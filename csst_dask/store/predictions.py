@@ -28,6 +28,9 @@ from csst_dask.store.layout import (
     WHOLE,
 )
 
+EXPOSURE = "log_star_exposure"
+"""The variable that follows from other chips too, those of the exposure."""
+
 
 class PredictionTable:
     """Predictions of a store's chips.
@@ -39,10 +42,18 @@ class PredictionTable:
         Arrays of the store itself, whose coordinates are repeated.
     begin : callable
         Called before every write.
+    exposures : callable
+        Gives the number of the exposure of every chip, (rows,) int64.
     """
 
-    def __init__(self, group: zarr.Group, chips: Mapping[str, Any], begin: Callable[[], None]):
-        self.group, self._chips, self._begin = group, chips, begin
+    def __init__(
+        self,
+        group: zarr.Group,
+        chips: Mapping[str, Any],
+        begin: Callable[[], None],
+        exposures: Callable[[], NDArray[np.int64]],
+    ):
+        self.group, self._chips, self._begin, self._exposures = group, chips, begin, exposures
 
     def touch(self) -> None:
         """Remove consolidated metadata, which would be stale."""
@@ -63,6 +74,11 @@ class PredictionTable:
     def state(self) -> NDArray[np.uint8]:
         """`layout.PREDICTED_STATES` of all rows, in memory; this object keeps it up to date."""
         return self.column("predicted")
+
+    @cached_property
+    def settled(self) -> NDArray[np.bool_]:
+        """Rows with a value from their whole exposure, in memory; this object keeps it up to date."""
+        return np.isfinite(self.column(EXPOSURE))
 
     def column(self, name: str, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray:
         """A variable of all rows or of some; text is decoded."""
@@ -119,9 +135,12 @@ class PredictionTable:
             return
         self._begin()
         index = np.asarray(rows, np.int64)
+        self.unsettle(index)
         self._mark(index, INCOMPLETE)
         copied = {v.name: self._chips[v.name].oindex[index] for v in COPIED}
         write_rows(self.arrays, index, {**copied, **values})
+        if EXPOSURE in values:
+            del self.settled
         self._mark(index, WHOLE)
 
     def set_route(self, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, ArrayLike]) -> None:
@@ -138,11 +157,29 @@ class PredictionTable:
         if not index.size:
             return
         self._begin()
+        self.unsettle(index)
         self._mark(index, INCOMPLETE)
         dropped = [*PREDICTED, *(v for v in COPIED if v.name not in IDENTITY)]
         blank = {v.name: np.full((index.size, *v.shape), v.fill, v.dtype) for v in dropped}
         write_rows(self.arrays, index, blank)
         self._mark(index, NONE)
+
+    def settle(self, rows: Sequence[int] | NDArray[np.int64], values: NDArray[np.floating]) -> None:
+        """Write what whole exposures say of some rows."""
+        if len(rows):
+            self._begin()
+            write_rows(self.arrays, rows, {EXPOSURE: values})
+            self._grown()
+            self.settled[np.asarray(rows, np.int64)] = np.isfinite(values)
+
+    def unsettle(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Drop what whole exposures say, of all chips of the exposures that some rows belong to: these will change."""
+        self._grown()
+        known = np.flatnonzero(self.settled)
+        if known.size:
+            number = self._exposures()
+            known = known[np.isin(number[known], number[np.asarray(rows, np.int64)])]
+        self.settle(known, np.full(known.size, np.nan, np.float32))
 
     def clear_incomplete(self) -> None:
         """Drop what a process that died has left half written."""
@@ -156,5 +193,7 @@ class PredictionTable:
     def _grown(self) -> None:
         """New rows of the store are rows without a prediction."""
         rows = self._chips["status"].shape[0]
-        if self.state.size < rows:
-            self.__dict__["state"] = np.concatenate([self.state, np.zeros(rows - self.state.size, np.uint8)])
+        for name in {"state", "settled"} & self.__dict__.keys():  # others are read when they are asked for
+            values = self.__dict__[name]
+            if values.size < rows:
+                self.__dict__[name] = np.concatenate([values, np.zeros(rows - values.size, values.dtype)])

@@ -30,7 +30,7 @@ fills them: they hold the empty value everywhere, and take no space.
 
 This page is written from the code by `python -m csst_dask.store.reference > docs/store-variables.md`."""
 
-UNFILLED = frozenset(("log_star_exposure", "reference_limit", "confusion_limit"))
+UNFILLED: frozenset[str] = frozenset()
 """Variables that nothing writes yet."""
 
 

@@ -231,7 +231,8 @@ class SurveyStore:
     @cached_property
     def predictions(self) -> PredictionTable:
         """What networks say of the chips."""
-        return PredictionTable(group_of(self._group, PREDICTIONS), self.arrays, self.begin)
+        group = group_of(self._group, PREDICTIONS)
+        return PredictionTable(group, self.arrays, self.begin, lambda: self.exposure)
 
     @cached_property
     def files(self) -> FileTable:
@@ -294,6 +295,11 @@ class SurveyStore:
         columns = (self.ledger[name].tolist() for name in ("obs_id", "detector", "version"))
         return {ChipKey(*key): row for row, key in enumerate(zip(*columns, strict=True))}
 
+    @cached_property
+    def exposure(self) -> NDArray[np.int64]:
+        """(rows,) number of the exposure of every chip."""
+        return np.unique(self.ledger["obs_id"], return_inverse=True)[1].astype(np.int64)
+
     def scalars(self, names: Iterable[str] | None = None) -> xr.Dataset:
         """Per-chip variables, loaded, with ``status`` as text; no pixels, statistics of blocks or headers.
 
@@ -341,6 +347,7 @@ class SurveyStore:
             ledger[name] = np.concatenate([values, new])
         index.update(zip(keys, rows, strict=True))
         self.__dict__["row_of"] = index
+        self.__dict__.pop("exposure", None)
         return rows
 
     def take_up(self, rows: Sequence[int], columns: Mapping[str, Sequence[str]]) -> None:
@@ -452,7 +459,7 @@ class SurveyStore:
 
     def forget_memory(self) -> None:
         """Read again what is kept in memory of the chips, after it was repaired."""
-        for name in ("ledger", "row_of", "predictions", "files"):
+        for name in ("ledger", "row_of", "exposure", "predictions", "files"):
             self.__dict__.pop(name, None)
 
     def _repair_lengths(self) -> None:
