@@ -229,7 +229,7 @@ def test_the_page_of_all_settings_is_what_the_code_says():
 def test_a_misspelt_setting_is_told_with_what_there_is():
     with pytest.raises(ConfigError, match=r"training\.learning_rat: .*did you mean learning_rate\? \(found 0\.1\)"):
         build_config({"training": {"learning_rat": 0.1}}, "file")
-    with pytest.raises(ConfigError, match=r"routing\.xyz: .*expected one of min_bright, min_confidence, missed_cost"):
+    with pytest.raises(ConfigError, match=r"routing\.xyz: .*expected one of min_bright, min_confidence, references"):
         build_config({"routing": {"xyz": 1}}, "file")
     with pytest.raises(ConfigError, match=r"cluster\.slurm\.memry: .*did you mean memory\?"):
         build_config({"cluster": {"slurm": {"memry": "4GiB"}}}, "file")

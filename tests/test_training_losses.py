@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from csst_dask.config import TrainingConfig
+from csst_dask.schema import MAGNITUDES
 from csst_dask.training.losses import class_loss, count_loss, laplace_loss
 from csst_dask.training.recipes import Targets, task_named
 
@@ -61,16 +62,19 @@ N = 24
 
 @pytest.fixture(scope="module")
 def targets():
-    """Targets of which the first half mostly lacks the bright stars."""
+    """Targets of which the first half mostly lacks the bright stars, and some magnitudes."""
     rng = np.random.default_rng(1)
     bright = rng.uniform(0, 3, N).astype(np.float32)
     bright[: N // 2 - 1] = np.nan
-    return Targets(rng.integers(0, 6, N), rng.uniform(0, 5, N).astype(np.float32), bright)
+    counts = rng.uniform(0, 3, (N, len(MAGNITUDES))).astype(np.float32)
+    counts[rng.random(counts.shape) < 0.3] = np.nan
+    return Targets(rng.integers(0, 6, N), rng.uniform(0, 5, N).astype(np.float32), bright, counts)
 
 
 def outputs(names):
     generator = torch.Generator().manual_seed(2)
-    drawn = {name: torch.randn((N, 6) if name == "logits" else N, generator=generator) for name in names}
+    wide = {"logits": (N, 6), "counts": (N, len(MAGNITUDES)), "counts_scale": (N, len(MAGNITUDES))}
+    drawn = {name: torch.randn(wide.get(name, N), generator=generator) for name in names}
     return {name: values.requires_grad_() for name, values in drawn.items()}
 
 
@@ -80,6 +84,7 @@ def outputs(names):
         ("classifier", ["logits"]),
         ("classifier", ["logits", "star", "star_scale", "bright", "bright_scale"]),
         ("regressor", ["logits", "star", "star_scale", "bright", "bright_scale"]),
+        ("regressor", ["logits", "star", "star_scale", "bright", "bright_scale", "counts", "counts_scale"]),
     ],
 )
 def test_parts_of_a_batch_add_up_to_the_batch_however_it_is_cut(targets, task, names):
