@@ -23,7 +23,7 @@ from csst_dask.runners.ingest import ingest_survey
 from csst_dask.runners.map import map_survey
 from csst_dask.runners.predict import predict_survey
 from csst_dask.runners.simulate import simulate_store
-from csst_dask.schema import DONE, REJECTED, ChipKey
+from csst_dask.schema import DONE, REJECTED, REVIEW_REASONS, ChipKey
 from csst_dask.store import SurveyStore
 from csst_dask.survey import Survey
 
@@ -246,7 +246,8 @@ def test_chips_out_of_distribution_enter_a_map_as_review_area_alone(client, stor
             "out_of_distribution": [True] * 3,
         }  # fmt: skip
         opened.predictions.set_route([2, 5, 7], state)
-        opened.predictions.set_route(np.delete(np.arange(12), [2, 5, 7]), {"out_of_distribution": [False] * 9})
+        others = np.delete(np.arange(12), [2, 5, 7])
+        opened.predictions.set_route(others, {"out_of_distribution": [False] * 9, "review_reason": [0] * 9})
     survey = Survey(store, quiet=True)
     sky = survey.map(nside=1024, client=client)
     without = survey.select(chip=[0, 1, 3, 4, 6, 8, 9, 10, 11]).map(nside=1024, client=client)
@@ -255,6 +256,24 @@ def test_chips_out_of_distribution_enter_a_map_as_review_area_alone(client, stor
     assert float(sky["review_area"].sum()) > 0
     area = float(sky["visit_area"].sum() - sky["review_area"].sum())
     assert area == pytest.approx(float(without["visit_area"].sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("reason", ["disagreement", "noise", "amplifiers", "cosmic_rays"])
+def test_chips_that_physics_speaks_against_do_so_too(client, store, config, reason):
+    predict(client, store, config)
+    with SurveyStore.write(store) as opened:
+        why = np.zeros(12, int)
+        why[[1, 4]] = REVIEW_REASONS[reason]
+        why[6] = REVIEW_REASONS["low_confidence"]  # mere doubt, which enters like others
+        plain = {"out_of_distribution": [False] * 12, "review_reason": why}
+        opened.predictions.set_route(np.arange(12), plain)
+    survey = Survey(store, quiet=True)
+    sky = survey.map(nside=1024, client=client)
+    without = survey.select(chip=np.delete(np.arange(12), [1, 4]).tolist()).map(nside=1024, client=client)
+    for name in ("bright_sum", "bright_area", "class_area"):
+        assert float(sky[name].sum()) == pytest.approx(float(without[name].sum()), rel=1e-12), name
+    assert float(without["review_area"].sum()) == 0
+    assert float(sky["review_area"].sum()) > 0
 
 
 def test_chip_that_cannot_be_mapped_is_left_out_with_its_reason(client, store, config):

@@ -271,7 +271,7 @@ def test_a_training_is_of_the_scalars_and_of_the_definition_of_the_context(sampl
     for name, values in samples.scalars.items():
         other = replace(samples, scalars=samples.scalars | {name: 1.01 * values})
         assert fingerprint(other) != before, name
-    monkeypatch.setattr("csst_dask.training.run.context_definition", lambda: "another")
+    monkeypatch.setattr("csst_dask.training.run.context_definition", lambda kind: f"another {kind}")
     assert fingerprint(samples) != before
 
 

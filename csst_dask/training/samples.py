@@ -15,7 +15,6 @@ from csst_dask.preprocess.counted import COUNTED, counted_context
 from csst_dask.preprocess.inputs import SCALARS
 from csst_dask.preprocess.measure import STATISTICS, Measured
 from csst_dask.schema import BANDS, density_class
-from csst_dask.store.layout import MEASURED
 from csst_dask.training.record import checksum_chips
 from csst_dask.training.split import Split, refuse_common_chips, some_fields, split_at_random, split_by_field
 
@@ -101,6 +100,8 @@ class StoredCounts:
     """Of these rows: ``band``, ``zero_point`` and `preprocess.measure.STATISTICS`."""
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        from csst_dask.store.layout import MEASURED
+
         rows = np.asarray(rows, np.int64)
         wanted, place = np.unique(self.rows[rows], return_inverse=True)
         names = [name for name in MEASURED if name != "tile_peaks"]
