@@ -29,6 +29,15 @@ HALF_WIDTH = NormalDist().inv_cdf((1 + INTERVAL_LEVEL) / 2)
 """Half the width of an interval of a normal law, in standard deviations."""
 
 
+def adopt_law(store: SurveyStore, model: JointModel = TYPICAL) -> None:
+    """Note what estimates are made with, and drop those that were made with other numbers."""
+    table = store.predictions
+    law = json.dumps([dict(model.error), model.other_bands, model.truth.tolist()])
+    if table.attrs.get(LAW) != law:
+        table.unsettle(np.flatnonzero(table.settled))
+        table.set_attrs({LAW: law})
+
+
 def settle_exposures(store: SurveyStore, model: JointModel = TYPICAL) -> int:
     """Estimate the stars of chips from whole exposures, where that has not been done since something changed.
 
@@ -56,10 +65,7 @@ def settle_exposures(store: SurveyStore, model: JointModel = TYPICAL) -> int:
     predicted = (table.state == WHOLE) & (store.ledger["status"] == DONE)
     if not predicted.any():
         return 0
-    law = json.dumps([dict(model.error), model.other_bands, model.truth.tolist()])
-    if table.attrs.get(LAW) != law:
-        table.unsettle(np.flatnonzero(table.settled))
-        table.set_attrs({LAW: law})
+    adopt_law(store, model)
     waiting = np.flatnonzero(predicted & ~table.settled)
     waiting = waiting[_usable({name: table.column(name, waiting) for name in LENDS})]
     if not waiting.size:

@@ -10,7 +10,7 @@ from csst_dask.inference.limits import reference_limit
 from csst_dask.inference.networks import ModelPair
 from csst_dask.inference.routing import route_chips
 from csst_dask.models.calibrate import INTERVAL_LEVEL
-from csst_dask.pipeline.exposures import settle_exposures
+from csst_dask.pipeline.exposures import adopt_law, settle_exposures
 from csst_dask.schema import FAILED, REJECTED, ROUTE_CODES, ROUTE_FLAGS
 from csst_dask.store import SurveyStore
 from csst_dask.store.layout import MEASURED, WHOLE
@@ -56,6 +56,7 @@ def prepare_predictions(store: SurveyStore, pair: ModelPair, config: Config) -> 
     thresholds = {f"routing_{name}": value for name, value in config.routing.model_dump().items()}
     identity = pair.identity | {"batch": pair.batch, "interval_level": INTERVAL_LEVEL}
     have = store.predictions.prepare(identity)
+    adopt_law(store)
     found = store.predictions.attrs
     if found.get(UNSETTLED) or any(found.get(name) != value for name, value in thresholds.items()):
         store.predictions.set_attrs({UNSETTLED: True})
