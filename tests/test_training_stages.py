@@ -188,6 +188,21 @@ def test_pretrained_weights_are_for_the_regressor_of_the_paper(samples, config, 
         plan_run(task_named(task), samples, samples.split(0), config.model_copy(update={"recipe": recipe}))
 
 
+@pytest.mark.parametrize("inputs", ["paper-point", "paper-area"])
+def test_the_paper_may_resize_in_two_ways(samples, config, inputs):
+    def plan(**update):
+        plain = {"pretrained": None, "inputs": inputs}
+        return plan_run(task_named("classifier"), samples, samples.split(0), config.model_copy(update=plain | update))
+
+    assert plan().inputs == inputs
+    assert plan(inputs=None).inputs == "paper-point"
+    other = {"paper-point": "paper-area", "paper-area": "paper-point"}[inputs]
+    assert plan().fingerprint != plan(inputs=other).fingerprint
+    assert plan().inputs_key != plan(inputs=other).inputs_key
+    with pytest.raises(ConfigError, match=rf"found {inputs} for the recipe csst: leave training\.inputs out"):
+        plan(recipe="csst")
+
+
 def test_files_that_cannot_be_used_are_told(samples, config, pretrained, tmp_path):
     missing = config.model_copy(update={"pretrained": tmp_path / "none.pth"})
     with pytest.raises(ConfigError, match=r"none\.pth.*No such file"):

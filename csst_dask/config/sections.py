@@ -188,6 +188,9 @@ class TrainingConfig(Section):
     """Which inputs, augmentation and schedule."""
     arch: str | None = None
     """Architecture; by default a perceptron for csst, ResNet-34 and ResNet-50 for the paper's two networks."""
+    inputs: Literal["paper-point", "paper-area"] | None = None
+    """How recipe paper makes small images: paper-point samples without antialiasing, and is the default; paper-area
+    takes means over exact blocks. The paper says "resized", which may be either."""
     epochs: int | None = Field(None, ge=1)
     """Passes over the training chips: by default `EPOCHS`, and ``context_epochs`` for a perceptron."""
     context_epochs: int = Field(250, ge=0)

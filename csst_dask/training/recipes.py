@@ -188,7 +188,7 @@ def describe_network(task: Task, config: TrainingConfig) -> dict:
     """What `csst_dask.models.build_network` needs to build the network of a task."""
     recipe = RECIPES[config.recipe]
     arch = config.arch or recipe.archs[task.name]
-    inputs = recipe.inputs
+    inputs = config.inputs or recipe.inputs
     if arch == PERCEPTRON and not anchor_count(inputs):
         inputs = "context"
     return {

@@ -203,6 +203,11 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig)
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"
         )
+    if config.inputs is not None and config.recipe != "paper":
+        raise ConfigError(
+            f"training.inputs is for the recipe paper; found {config.inputs} for the recipe {config.recipe}: leave "
+            "training.inputs out"
+        )
     if recipe.inputs in WITH_COUNTS and samples.counted is None:
         raise ConfigError(
             f"the recipe {config.recipe} learns from peaks, which these samples do not hold; give survey stores"
