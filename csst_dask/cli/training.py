@@ -77,6 +77,10 @@ def train(
     task: Annotated[Kind, typer.Argument(help="Which network.")],
     store: StoresOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints, weights and model card.")],
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Weights to go on from on these chips: a file or a folder.", show_default=False),
+    ] = None,
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How to train.", show_default="csst")] = None,
     arch: Annotated[
         str | None, typer.Option("--arch", help="Architecture, such as resnet34.", show_default=False)
@@ -105,7 +109,7 @@ def train(
     chosen = configure(
         config, scheduler, scheduler_file, workers,
         training__recipe=recipe, training__arch=arch, training__epochs=epochs, training__ranks=ranks,
-        training__launcher=launcher,
+        training__launcher=launcher, training__start=start,
     )  # fmt: skip
     columns = (
         TextColumn("{task.description:<34}"),

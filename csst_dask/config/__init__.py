@@ -6,11 +6,13 @@ from csst_dask.config.section import Section
 from csst_dask.config.sections import (
     DOWNLOAD,
     EPOCHS,
+    START_EPOCHS,
     ExecutionConfig,
     InferenceConfig,
     IngestConfig,
     MapConfig,
     MaskConfig,
+    PaperInputs,
     RoutingConfig,
     TrainingConfig,
 )
@@ -19,6 +21,7 @@ from csst_dask.config.simulation import SimulationConfig
 __all__ = [
     "DOWNLOAD",
     "EPOCHS",
+    "START_EPOCHS",
     "ClusterConfig",
     "Config",
     "ExecutionConfig",
@@ -26,6 +29,7 @@ __all__ = [
     "IngestConfig",
     "MapConfig",
     "MaskConfig",
+    "PaperInputs",
     "RoutingConfig",
     "Section",
     "SimulationConfig",

@@ -181,6 +181,12 @@ EPOCHS = 15
 """Default of ``training.epochs`` for networks that see maps."""
 
 
+PaperInputs = Literal["paper-point", "paper-area"]
+
+START_EPOCHS = 60
+"""Default of ``training.epochs`` for weights that are gone on from."""
+
+
 class TrainingConfig(Section):
     """One network from one store."""
 
@@ -188,7 +194,7 @@ class TrainingConfig(Section):
     """Which inputs, augmentation and schedule."""
     arch: str | None = None
     """Architecture; by default a perceptron for csst, ResNet-34 and ResNet-50 for the paper's two networks."""
-    inputs: Literal["paper-point", "paper-area"] | None = None
+    inputs: PaperInputs | None = None
     """How recipe paper makes small images: paper-point samples without antialiasing, and is the default; paper-area
     takes means over exact blocks. The paper says "resized", which may be either."""
     epochs: int | None = Field(None, ge=1)
@@ -210,6 +216,10 @@ class TrainingConfig(Section):
     """Of the absolute error there."""
     relative_weight: float = Field(0.1, ge=0)
     """Of the squared relative error there."""
+    start: LocalPath | None = None
+    """Weights to go on from on new chips: a file, or a folder that holds one of the task. Architecture, inputs and what
+    is usual for them are theirs; rates are a tenth of those from scratch, or less, and `START_EPOCHS` the default of
+    ``epochs``."""
     pretrained: Literal["download"] | LocalPath | None = None
     """ImageNet weights of the regressor's backbone: a file of torchvision, or ``download`` for the one that torch's
     cache holds or fetches; without it the paper's stages make one."""

@@ -60,6 +60,9 @@ def describe_architecture(run: Run, module: nn.Module) -> str:
     )
     if "anchors" in network:
         text += " It corrects direct counts, within bounds that these set."
+    if run.start is not None:
+        learned = run.start.metadata.get("training", {}).get("chips", {}).get("train", "an unknown number of")
+        return f"{text} Goes on from weights that learned from {learned} chips (SHA-256 `{run.start.checksum}`)."
     if run.pretrained_file is None:
         return f"{text} Trained from scratch, from random weights of seed {run.config.seed}."
     return (

@@ -34,6 +34,12 @@ from csst_dask.training.describe import (
 from csst_dask.training.record import record_split
 from csst_dask.training.run import HOW, Run
 
+CALIBRATED = ("ood_limit", "temperature", *QUANTILES.values(), COUNT_QUANTILES)
+"""Entries of the metadata that validation chips give."""
+
+ENOUGH = 39
+"""Validation chips from which on intervals of all levels have ends."""
+
 USUAL = 0.995
 """Share of the validation chips that do not count as unlike the training chips."""
 
@@ -221,8 +227,11 @@ def _calibrate(run: Run, found: dict[str, NDArray]) -> dict[str, Any]:
     """What the validation chips say of probabilities, intervals and of what is unlike the training chips."""
     rows, targets = run.split.validation, run.targets
     known: dict[str, Any] = {}
+    before = {} if run.start is None else run.start.metadata
+    if before and len(rows) < ENOUGH:  # too few to calibrate with; what was known holds on
+        return {name: before[name] for name in CALIBRATED if name in before}
     if "ood_score" in found:
-        known["ood_limit"] = _usual(found["ood_score"])
+        known["ood_limit"] = max(_usual(found["ood_score"]), before.get("ood_limit", 0.0))
     if run.task.name == "classifier":
         known["temperature"] = best_temperature(partial(_chances, found), targets.density_class[rows])
     for name, truth in (("star", targets.log_star[rows]), ("bright", targets.log_bright[rows])):
@@ -270,8 +279,9 @@ def _chances(found: Mapping[str, NDArray], temperature: float) -> NDArray[np.flo
 def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, best: int, parts: int) -> dict[str, Any]:
     """Metadata of the weights."""
     bands = set(run.samples.band[run.split.train].tolist())
+    before = () if run.start is None else run.start.bands
     found = run.network | {
-        "bands": [band for band in run.config.bands if band in bands],
+        "bands": [band for band in dict.fromkeys([*run.config.bands, *before]) if band in bands or band in before],
         "metrics": {name: [_finite(value), _finite(error)] for name, (value, error) in metrics.items()},
         "training": {
             "epochs": epochs,
@@ -281,6 +291,9 @@ def _describe(run: Run, metrics: dict[str, tuple[float, float]], epochs: int, be
         },
         "split": record_split(run.samples, run.split, run.config.seed, run.config.split),
     }
+    if run.start is not None:
+        learned = run.start.metadata.get("training", {}).get("chips", {}).get("train")
+        found["start"] = {"sha256": run.start.checksum, "chips": learned}
     return found | ({"context_sha256": context_definition(run.inputs)} if run.network["context"] else {})
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from csst_dask.config import TrainingConfig
+from csst_dask.config import PaperInputs, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models.density import PERCEPTRON, DensityNetwork
+from csst_dask.models.weights import LoadedModel
 from csst_dask.preprocess.inputs import WITH_COUNTS, context_definition
 from csst_dask.training.cache import InputCache
 from csst_dask.training.recipes import RECIPES, Recipe, Targets, Task, describe_network, new_network
@@ -31,6 +33,7 @@ from csst_dask.training.stages import (
     plan_stages,
     pretrained_file,
 )
+from csst_dask.training.start import load_start, network_of
 
 HOW = {"ranks", "launcher", "timeout", "restarts", "checkpoint_minutes"}
 """Settings that say how a training is carried out, and not what comes out of it."""
@@ -53,7 +56,12 @@ class Run:
     @cached_property
     def network(self) -> dict:
         """What `csst_dask.models.build_network` builds it from."""
-        return describe_network(self.task, self.config)
+        return describe_network(self.task, self.config) if self.start is None else network_of(self.start)
+
+    @cached_property
+    def start(self) -> LoadedModel | None:
+        """Weights that it goes on from."""
+        return None if self.config.start is None else load_start(self.config.start, self.task.name)
 
     @property
     def inputs(self) -> str:
@@ -86,7 +94,8 @@ class Run:
         Parameters
         ----------
         cache : InputCache
-            A density network takes mean and scatter of its context from the training chips.
+            A density network takes mean and scatter of its context from the training chips; one that has learned before
+            keeps what it knows of them.
         device : torch.device
 
         Returns
@@ -94,7 +103,7 @@ class Run:
         torch.nn.Module
         """
         module = self.draw()
-        if isinstance(module, DensityNetwork):
+        if isinstance(module, DensityNetwork) and self.start is None:
             module.standardise(torch.from_numpy(cache.context[cache.place[self.split.train]]))
         return module.to(device).to(memory_format=torch.channels_last)
 
@@ -106,6 +115,8 @@ class Run:
         ConfigError
             If there is no such architecture, or the pretrained weights do not fit it: known before inputs are made.
         """
+        if self.start is not None:
+            return copy.deepcopy(self.start.module)
         known = self.targets.log_bright[self.split.train]
         known = known[np.isfinite(known)]
         module = new_network(self.task, self.config, float(known.mean()) if len(known) else 0.0)
@@ -138,7 +149,8 @@ class Run:
     def _settings(self, pretrained: str | None, finished: bool = True) -> dict[str, Any]:
         on_the_way = {"epochs"} if self.open_ended and not finished else set()
         settings = self.config.model_dump(mode="json", exclude=HOW | {"parts"} | on_the_way)
-        known = {"arch": self.network["arch"], "pretrained": pretrained}
+        start = None if self.start is None else self.start.checksum
+        known = {"arch": self.network["arch"], "pretrained": pretrained, "start": start}
         return {"task": self.task.name, "crowded": self.crowded} | settings | known
 
     @property
@@ -177,6 +189,31 @@ class Run:
         return digest.hexdigest()
 
 
+def check_start(task: Task, config: TrainingConfig) -> None:
+    """Refuse weights to go on from that the recipe does not train.
+
+    Raises
+    ------
+    ConfigError
+        If there are no such weights, or they are of another architecture, inputs or recipe than the settings ask for.
+    """
+    assert config.start is not None
+    found = network_of(load_start(config.start, task.name))
+    asked = config.model_copy(update={"arch": config.arch or found["arch"]})
+    if config.recipe == "paper" and config.inputs is None and found["inputs"] in get_args(PaperInputs):
+        asked = asked.model_copy(update={"inputs": found["inputs"]})
+    wanted = describe_network(task, asked)
+    if config.pretrained is not None:
+        raise ConfigError("training.start and training.pretrained are two beginnings; leave one out")
+    if found != wanted:
+        differ = ", ".join(f"{name} {found.get(name)!r}" for name in wanted if found.get(name) != wanted[name])
+        expected = ", ".join(f"{name} {wanted[name]!r}" for name in wanted if found.get(name) != wanted[name])
+        raise ConfigError(
+            f"{config.start} holds a {task.name} with {differ}; expected {expected}, as the recipe {config.recipe} "
+            "trains it: give training.recipe and training.arch of the weights"
+        )
+
+
 def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig) -> Run:
     """Choose the chips, recipe and architecture of a training.
 
@@ -203,6 +240,8 @@ def plan_run(task: Task, samples: Samples, split: Split, config: TrainingConfig)
             f"training.pretrained is for the regressor of the recipe paper; found the {task.name} of the recipe "
             f"{config.recipe}: leave training.pretrained out"
         )
+    if config.start is not None:
+        check_start(task, config)
     if config.inputs is not None and config.recipe != "paper":
         raise ConfigError(
             f"training.inputs is for the recipe paper; found {config.inputs} for the recipe {config.recipe}: leave "

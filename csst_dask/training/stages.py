@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models import Weights, get_model_weights
 
-from csst_dask.config import DOWNLOAD, EPOCHS, TrainingConfig
+from csst_dask.config import DOWNLOAD, EPOCHS, START_EPOCHS, TrainingConfig
 from csst_dask.errors import ConfigError
 from csst_dask.models.density import CONTEXT_PARTS
 
@@ -25,6 +25,9 @@ GROUPS = (("fc", *CONTEXT_PARTS), ("layer4",))
 
 CONTEXT_RATES, JOINT_RATES = (3.0, 0.0, 0.0), (0.3, 1.0, 1.0)
 """Multipliers of the learning rate while a network learns from the context alone, and after that."""
+
+START_RATES = (0.1, 0.1, 0.1)
+"""The same for a network that has learned before."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def plan_stages(config: TrainingConfig, staged: str, maps: bool = True) -> tuple
     -------
     tuple of Stage
     """
+    if config.start is not None:
+        return (Stage(config.epochs or START_EPOCHS, START_RATES, maps=maps),)
     if not maps:
         return (Stage(config.epochs or max(1, config.context_epochs), CONTEXT_RATES, maps=False),)
     whole = config.epochs or EPOCHS
