@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -23,6 +24,9 @@ LOOK = 0.1
 
 APART = 0.1
 """Seconds between two presses of Ctrl-C; of less, launchers that pass it on make one press two signals."""
+
+CHATTY = "distributed"
+"""Logger that says, with tracebacks, that connections end which an interruption ends."""
 
 
 class Stopped(RunEnded):
@@ -130,6 +134,7 @@ def interruptible() -> Iterator[None]:
     def once(number: int, frame: FrameType | None) -> None:
         if not over.is_set():
             over.set()
+            logging.getLogger(CHATTY).setLevel(logging.CRITICAL)
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
